@@ -1,0 +1,1 @@
+"""The tests; `tests/NAME/` mirrors `dedupfs/NAME/`, one test file per module."""

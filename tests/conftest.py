@@ -1,0 +1,172 @@
+"""What every test gets without asking.
+
+- Tests marked `fuse` or `root` are skipped, with the reason, where the machine cannot run them.
+- A test fails when the logger `dedupfs` said WARNING or worse and the test did not declare it with
+  the marker `allow_log` or the fixture of that name.
+- The run fails when a FUSE mount below pytest's temporary directory outlives it.
+- Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# A deadline would fail on a busy machine what is right on an idle one.
+hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+AllowLog = Callable[..., None]
+
+
+# --- what this machine cannot run -----------------------------------------------------------------
+
+
+@cache
+def why_no_fuse() -> str | None:
+    """Return why nothing can be mounted here, or None when it can."""
+    if importlib.util.find_spec("pyfuse3") is None:
+        return "pyfuse3 is not installed"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        return f"cannot open /dev/fuse: {exc.strerror}"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "not root and no fusermount3"
+    return None
+
+
+@cache
+def why_not_root() -> str | None:
+    """Return why tests that need root cannot run, or None when they can."""
+    return None if os.geteuid() == 0 else "needs to be root"
+
+
+NEEDS = {"fuse": why_no_fuse, "root": why_not_root}
+
+
+def pytest_report_header() -> list[str]:
+    return [f"{marker} tests: {why_not() or 'run'}" for marker, why_not in NEEDS.items()]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, why_not in NEEDS.items():
+        reason = why_not()
+        if reason is not None and item.get_closest_marker(marker) is not None:
+            pytest.skip(f"{marker}: {reason}")
+
+
+# --- undeclared log records -----------------------------------------------------------------------
+
+
+class RecordKeeper(logging.Handler):
+    """Keeps every record of WARNING and above, and the patterns that are allowed to appear."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+        self.allowed: list[re.Pattern[str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def allow(self, *patterns: str) -> None:
+        self.allowed.extend(re.compile(pattern) for pattern in patterns)
+
+    def undeclared(self) -> list[str]:
+        return [
+            f"{record.levelname} {record.name} ({record.pathname}:{record.lineno}): {message}"
+            for record in self.records
+            for message in [record.getMessage()]
+            if not any(pattern.search(message) for pattern in self.allowed)
+        ]
+
+
+@pytest.fixture(autouse=True)
+def record_keeper(request: pytest.FixtureRequest) -> Iterator[RecordKeeper]:
+    """Fail the test that logs a warning or an error which it did not declare.
+
+    It is set up before every other fixture of the test, so it also sees what their teardown logs.
+    """
+    keeper = RecordKeeper()
+    for marker in request.node.iter_markers("allow_log"):
+        keeper.allow(*marker.args)
+    logger = logging.getLogger("dedupfs")
+    logger.addHandler(keeper)
+    try:
+        yield keeper
+    finally:
+        logger.removeHandler(keeper)
+    undeclared = keeper.undeclared()
+    if undeclared:
+        pytest.fail(
+            "undeclared log records (declare expected ones with allow_log):\n  "
+            + "\n  ".join(undeclared),
+            pytrace=False,
+        )
+
+
+@pytest.fixture
+def allow_log(record_keeper: RecordKeeper) -> AllowLog:
+    """Return a function that declares log messages by regular expression."""
+    return record_keeper.allow
+
+
+# --- mounts left behind ---------------------------------------------------------------------------
+
+
+def fuse_mounts_below(directory: Path) -> list[str]:
+    """Return the FUSE mount points below ``directory``, innermost first, from the mount table.
+
+    The table is read and nothing below is touched: a mount whose daemon hangs must not hang this.
+    """
+    mount_points = []
+    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
+        _source, escaped, fs_type, *_rest = line.split(" ")
+        # proc(5): space, tab, newline and backslash are written as octal escapes.
+        mount_point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)
+        is_fuse = fs_type == "fuse" or fs_type.startswith("fuse.")
+        if is_fuse and Path(mount_point).is_relative_to(directory):
+            mount_points.append(mount_point)
+    return mount_points[::-1]
+
+
+def detach(mount_point: str) -> None:
+    """Take a mount out of the tree, whether or not its daemon still answers."""
+    if os.geteuid() == 0:
+        command = ["umount", "--lazy", "--internal-only", mount_point]
+    else:
+        command = ["fusermount3", "-u", "-z", mount_point]
+    subprocess.run(command, check=False, timeout=30)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mount_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the run when a test's mount outlives it, and detach it so that the next run can start.
+
+    Only mounts below this run's own temporary directory count: others may be testing next door.
+    """
+    directory = tmp_path_factory.getbasetemp().resolve()
+    yield
+    left_behind = fuse_mounts_below(directory)
+    for mount_point in left_behind:
+        detach(mount_point)
+    if left_behind:
+        pytest.fail(f"tests left mounts behind: {', '.join(left_behind)}", pytrace=False)
