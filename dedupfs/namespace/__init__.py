@@ -1,0 +1,1 @@
+"""Names, inodes, snapshots and views. Knows no pack offset and no FUSE; synchronous throughout."""

@@ -1,0 +1,191 @@
+"""The catalogue: immutable named roots. One transaction per change; knows no views.
+
+Every change of a snapshot's name, tags or pin is a new SNAPSHOT record with a higher revision,
+and a removal is a tombstone record, so packs alone rebuild the catalogue (design promise P5).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from dedupfs.errors import ExistsError, NotFoundError, UsageError
+from dedupfs.format.tree import encode_snapshot
+from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry
+from dedupfs.namespace.rows import (
+    TOMBSTONE_OWNER,
+    check_name,
+    decode_snapshot_row,
+    encode_snapshot_row,
+)
+from dedupfs.store.store import Store, Table, Transaction
+
+SEQUENCE_COUNTER = "snapshot sequence"
+
+
+class SnapshotCatalog:
+    """All snapshots of one store, straight from the index: other processes' changes are seen."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def list(self) -> list[SnapshotInfo]:
+        """Return all snapshots, sorted by name."""
+        with self._store.reading() as txn:
+            return [decode_snapshot_row(row)[0] for _, row in txn.scan(Table.SNAPSHOTS)]
+
+    def find(self, name: str) -> SnapshotInfo | None:
+        """Return the snapshot called ``name``, or None."""
+        key = name.encode("utf-8", "surrogateescape")
+        if not 0 < len(key) <= 255:
+            return None
+        with self._store.reading() as txn:
+            row = txn.get(Table.SNAPSHOTS, key)
+        return decode_snapshot_row(row)[0] if row is not None else None
+
+    def get(self, name: str) -> SnapshotInfo:
+        """Return the snapshot called ``name``.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        info = self.find(name)
+        if info is None:
+            raise NotFoundError(f"no snapshot {name!r} in {self._store.path}")
+        return info
+
+    def require_free(self, name: str) -> None:
+        """Refuse a name that is none or is taken, before any work is done for it.
+
+        Raises:
+            UsageError: no possible name. ExistsError: taken.
+        """
+        check_name(name)
+        if self.find(name) is not None:
+            raise ExistsError(f"snapshot {name!r} exists already in {self._store.path}")
+
+    def new_sequence(self) -> int:
+        """Return a sequence number that was never given before."""
+        with self._store.transaction() as txn:
+            return txn.next_number(SEQUENCE_COUNTER)
+
+    def add(
+        self,
+        name: str,
+        root: TreeEntry,
+        *,
+        tags: Mapping[str, str] | None = None,
+        source: str = "",
+        created_ns: int | None = None,
+    ) -> SnapshotInfo:
+        """Make a snapshot of ``root`` (see SnapshotInfo.root), whose records were put before.
+
+        Raises:
+            UsageError, ExistsError: the name. MissingRecordError: a record that ``root`` refers
+                to was freed meanwhile; put it again.
+        """
+        self.require_free(name)
+        info = SnapshotInfo(
+            sequence=self.new_sequence(),
+            name=name,
+            root=msgspec.structs.replace(root, name=b"", slot=0),
+            created_ns=time.time_ns() if created_ns is None else created_ns,
+            tags=dict(tags or {}),
+            source=source,
+        )
+        self._insert(info)
+        return info
+
+    def _insert(self, info: SnapshotInfo) -> None:
+        record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(info))
+        with self._store.transaction() as txn:
+            key = info.name.encode()
+            if txn.get(Table.SNAPSHOTS, key) is not None:
+                raise ExistsError(f"snapshot {info.name!r} exists already in {self._store.path}")
+            txn.put(Table.SNAPSHOTS, key, encode_snapshot_row(info, record_id))
+            txn.add_reference(record_id)
+
+    def clone(self, name: str, new_name: str) -> SnapshotInfo:
+        """Make a second snapshot of the same root; the cost does not depend on its size."""
+        info = self.get(name)
+        return self.add(new_name, info.root, tags=info.tags, source=info.source)
+
+    def rename(self, name: str, new_name: str) -> SnapshotInfo:
+        """Give a snapshot another name."""
+        self.require_free(new_name)
+        return self._revise(name, lambda info: msgspec.structs.replace(info, name=new_name))
+
+    def tag(
+        self, name: str, changes: Mapping[str, str], remove: Iterable[str] = ()
+    ) -> SnapshotInfo:
+        """Set and remove tags."""
+        removed = set(remove)
+
+        def revise(info: SnapshotInfo) -> SnapshotInfo:
+            tags = {key: value for key, value in info.tags.items() if key not in removed}
+            return msgspec.structs.replace(info, tags={**tags, **changes})
+
+        return self._revise(name, revise)
+
+    def pin(self, name: str, pinned: bool) -> SnapshotInfo:
+        """Protect a snapshot from being removed, or end that."""
+        return self._revise(name, lambda info: msgspec.structs.replace(info, pinned=pinned))
+
+    def _revise(self, name: str, change: Callable[[SnapshotInfo], SnapshotInfo]) -> SnapshotInfo:
+        while True:
+            info = self.get(name)
+            revised = change(info)
+            revised = msgspec.structs.replace(revised, revision=info.revision + 1)
+            record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(revised))
+            with self._store.transaction() as txn:
+                old_id = self._take(txn, info)
+                if old_id is None:
+                    continue  # somebody else changed it between our look and our transaction
+                key = revised.name.encode()
+                if txn.get(Table.SNAPSHOTS, key) is not None:
+                    raise ExistsError(f"snapshot {revised.name!r} exists already")
+                txn.put(Table.SNAPSHOTS, key, encode_snapshot_row(revised, record_id))
+                txn.add_reference(record_id)
+                txn.drop_reference(old_id)
+            return revised
+
+    def remove(self, names: Sequence[str]) -> list[SnapshotInfo]:
+        """Remove snapshots; all or none. Their space is freed by ``maintenance.gc``.
+
+        Raises:
+            NotFoundError: one does not exist. UsageError: one is pinned.
+        """
+        infos = [self.get(name) for name in dict.fromkeys(names)]
+        for info in infos:
+            if info.pinned:
+                raise UsageError(f"snapshot {info.name!r} is pinned; 'dedupfs unpin' it first")
+        tombstones = [
+            self._store.put(
+                RecordKind.SNAPSHOT,
+                encode_snapshot(
+                    msgspec.structs.replace(info, revision=info.revision + 1, deleted=True)
+                ),
+            )
+            for info in infos
+        ]
+        with self._store.transaction() as txn:
+            for info, tombstone_id in zip(infos, tombstones, strict=True):
+                old_id = self._take(txn, info)
+                if old_id is None:
+                    raise NotFoundError(f"snapshot {info.name!r} was changed meanwhile; look again")
+                txn.drop_reference(old_id)
+                txn.pin(TOMBSTONE_OWNER, tombstone_id)
+        return infos
+
+    @staticmethod
+    def _take(txn: Transaction, expected: SnapshotInfo) -> RecordId | None:
+        """Delete the row if it still is ``expected``; return the id of its record."""
+        key = expected.name.encode()
+        row = txn.get(Table.SNAPSHOTS, key)
+        if row is None:
+            return None
+        info, record_id = decode_snapshot_row(row)
+        if (info.sequence, info.revision) != (expected.sequence, expected.revision):
+            return None
+        txn.delete(Table.SNAPSHOTS, key)
+        return record_id
