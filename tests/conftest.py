@@ -23,7 +23,7 @@ import hypothesis
 import pytest
 
 # A deadline would fail on a busy machine what is right on an idle one.
-hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("dev", derandomize=False, deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "ci",
     derandomize=True,
