@@ -1,0 +1,103 @@
+"""Runs one command on in the background once it says that it is ready.
+
+Fork first, import later: neither trio nor LMDB may be carried across a fork. The parent returns
+when the child is ready, or raises the child's error. Source: daemon(7), fork(2).
+"""
+
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.errors import DedupfsError, MountError
+from dedupfs.namespace.live import Failed
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_READY = b"ready\n"
+
+Body = Callable[[Callable[[], None]], None]
+"""Does the work; calls its argument when it is ready."""
+
+
+def run_in_background(body: Body) -> int:
+    """Run ``body`` in a session of its own; return its process id once it is ready.
+
+    Raises:
+        DedupfsError: what ``body`` raised before it was ready.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_be_the_daemon(body, writer))
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    if said == _READY:
+        return pid
+    _pid, status = os.waitpid(pid, 0)
+    if not said:
+        code = os.waitstatus_to_exitcode(status)
+        raise MountError(f"the daemon ended with code {code} before it was ready")
+    raise msgspec.json.decode(said, type=Failed).raised()
+
+
+def _be_the_daemon(body: Body, writer: int) -> int:
+    """Run ``body`` and return the exit code; the pipe is closed as soon as it has told enough."""
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        told = True
+        os.write(writer, _READY)
+        os.close(writer)
+
+    try:
+        _leave_terminal(keep=writer)
+        body(ready)
+    except DedupfsError as exc:
+        failed, code = Failed.of(exc), exc.exit_code
+    except BaseException as exc:  # noqa: BLE001 - there is nobody above us
+        traceback.print_exc()
+        failed, code = Failed("MountError", f"a bug in the daemon: {exc!r}"), 1
+    else:
+        return 0
+    if told:
+        logging.getLogger(__name__).critical("ended with an error: %s", failed.message)
+    else:
+        os.write(writer, msgspec.json.encode(failed))
+    return code
+
+
+def _leave_terminal(keep: int) -> None:
+    """Let go of everything inherited: session, directory, terminal, descriptors."""
+    os.setsid()
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != keep:
+            try:
+                os.close(descriptor)
+            except OSError:  # the one that listed the directory
+                continue
+
+
+def log_to(path: Path) -> None:
+    """Send standard output, standard error and the log to a file that only its owner reads."""
+    path.parent.mkdir(exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    log_to_stderr()
+
+
+def log_to_stderr() -> None:
+    """Set up the log of a daemon."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)

@@ -1,0 +1,298 @@
+"""Commands around live views: mount, umount, commit, view list and view rm.
+
+Knows how to ask for things, not how they are done; FUSE is imported by the process that mounts
+alone. Specified in docs/cli.md.
+"""
+
+import ctypes
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from dedupfs.cli import background
+from dedupfs.errors import MountError, UsageError
+from dedupfs.fuse import mountpoints
+from dedupfs.namespace import live
+
+DEFAULT_VIEW = "default"
+STORE = click.argument("store", type=click.Path(path_type=Path))
+
+
+@click.command()
+@STORE
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--snapshot", metavar="S", help="Show this snapshot's tree instead of all of them.")
+@click.option("--view", metavar="V", help="Write into this view (default: 'default').")
+@click.option("--ephemeral", is_flag=True, help="Write into a view that goes with the mount.")
+@click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+@click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
+def mount(
+    store: Path,
+    mountpoint: Path,
+    snapshot: str | None,
+    view: str | None,
+    ephemeral: bool,
+    read_only: bool,
+    foreground: bool,
+    allow_other: bool,
+) -> None:
+    """Mount a view of STORE on MOUNTPOINT; a missing or empty STORE is created.
+
+    \b
+    Examples:
+      dedupfs mount store/ /workspace/ckpts
+      dedupfs mount store/ /mnt --snapshot step-1000 --view job17
+      dedupfs mount store/ /mnt --read-only
+    """
+    if (view is not None) + ephemeral + read_only > 1:
+        raise UsageError("--view, --ephemeral and --read-only exclude each other")
+    body = functools.partial(
+        _serve,
+        Path(os.path.abspath(store)),
+        Path(os.path.abspath(mountpoint)),
+        foreground=foreground,
+        snapshot=snapshot,
+        view=view or DEFAULT_VIEW,
+        ephemeral=ephemeral,
+        read_only=read_only,
+        allow_other=allow_other,
+    )
+    if foreground:
+        body(_tell_service_manager)
+    else:
+        background.run_in_background(body)
+
+
+def _serve(
+    store_path: Path,
+    mountpoint: Path,
+    ready: Callable[[], None],
+    *,
+    foreground: bool,
+    snapshot: str | None,
+    view: str,
+    ephemeral: bool,
+    read_only: bool,
+    allow_other: bool,
+) -> None:
+    """Be the daemon. Everything heavy is imported here, behind the fork."""
+    try:
+        from dedupfs.fuse import server, session
+    except ImportError as exc:
+        raise MountError(
+            f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
+        ) from exc
+    options = server.MountOptions(view, snapshot, ephemeral, read_only, allow_other)
+    if foreground:
+        background.log_to_stderr()
+    mountpoint = session.prepare_mountpoint(mountpoint, store_path)
+    if not read_only and snapshot is None:
+        server.ensure_store(store_path)
+    if not foreground and store_path.is_dir():
+        run_directory = store_path / live.RUN_DIRECTORY
+        background.log_to(run_directory / (options.stem + live.LOG_SUFFIX))
+    server.serve(store_path, mountpoint, options, ready)
+
+
+def _tell_service_manager() -> None:
+    """Say READY=1 to systemd if it asked for that: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.connect("\0" + address[1:] if address.startswith("@") else address)
+        manager.send(b"READY=1")
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def umount(mountpoint: Path) -> None:
+    """Unmount MOUNTPOINT and wait until its daemon has put everything away.
+
+    \b
+    Example:
+      dedupfs umount /workspace/ckpts
+    """
+    found = mountpoints.find_mount(mountpoint)
+    if found is None:
+        raise UsageError(f"{mountpoint} is not a mount point of dedupfs")
+    daemon = live.daemon_at(Path(found.source), found.mountpoint)
+    if daemon is None and mountpoints.is_stale(found):
+        cleared = mountpoints.clear_stale(found.mountpoint)
+        click.echo(f"{mountpoint}: its daemon was dead; {cleared} mount(s) taken away", err=True)
+        return
+    if daemon is None:
+        mountpoints.unmount(found.mountpoint)
+        return
+    end = live.ProcessEnd(daemon.running.pid)
+    try:
+        mountpoints.unmount(found.mountpoint)
+        end.wait()
+    finally:
+        end.close()
+
+
+@click.command()
+@click.argument("where", metavar="STORE|DIRECTORY", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--view", metavar="V", help="The view to freeze (default: 'default').")
+@click.option("--path", "subdirectory", metavar="SUBDIR", help="Freeze only this directory of it.")
+@click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag the snapshot; repeatable.")
+def commit(
+    where: Path, name: str, view: str | None, subdirectory: str | None, tags: tuple[str, ...]
+) -> None:
+    """Freeze a view as snapshot NAME, or the DIRECTORY of a mount.
+
+    \b
+    Examples:
+      dedupfs commit store/ night-2 --view job17 --path out --tag branch=main
+      dedupfs commit /workspace/ckpts/step-2000 step-2000
+    """
+    request = live.Commit(name, os.fsencode(subdirectory or ""), _parse_tags(tags))
+    found = mountpoints.mount_containing(Path(os.path.realpath(where)))
+    if found is not None and found.is_ours:
+        if view is not None or subdirectory is not None:
+            raise UsageError("--view and --path go with a STORE; a DIRECTORY says both itself")
+        done = _commit_directory(found, Path(os.path.realpath(where)), request)
+    else:
+        done = _commit_view(where, view or DEFAULT_VIEW, request)
+    click.echo(f"{done.name}: {done.entries} entries, {done.logical_bytes} bytes")
+
+
+def _parse_tags(tags: tuple[str, ...]) -> dict[str, str]:
+    parsed = {}
+    for tag in tags:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--tag {tag!r} is not of the form KEY=VALUE")
+        parsed[key] = value
+    return parsed
+
+
+def _commit_directory(
+    found: mountpoints.Mount, directory: Path, request: live.Commit
+) -> live.Committed:
+    daemon = live.daemon_at(Path(found.source), found.mountpoint)
+    if daemon is None:
+        raise MountError(f"no daemon answers for {found.mountpoint}: unmount it and mount it again")
+    inside = directory.relative_to(found.mountpoint)
+    path = b"" if inside == Path() else os.fsencode(inside)
+    return _commit_live(daemon, live.Commit(request.name, path, request.tags))
+
+
+def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Committed:
+    daemon = live.daemon_of_view(store_path, view)
+    if daemon is not None:
+        return _commit_live(daemon, request)
+    from dedupfs.namespace.view import View
+    from dedupfs.namespace.views import list_views
+    from dedupfs.store.store import Store
+
+    with Store.open(store_path) as store:
+        if all(row.name != view for row in list_views(store)):
+            raise UsageError(f"no view {view} in {store_path}")
+        opened = View.open(store, view)
+        try:
+            info = opened.commit(
+                request.name, path=request.path, tags=request.tags, created_ns=time.time_ns()
+            )
+        finally:
+            opened.close()
+    return live.Committed(info.name, info.root.count, info.root.size)
+
+
+def _commit_live(daemon: live.Daemon, request: live.Commit) -> live.Committed:
+    _write_back(Path(daemon.running.mountpoint))
+    reply = live.ask(daemon.socket_path, request)
+    assert isinstance(reply, live.Committed)
+    return reply
+
+
+def _write_back(mountpoint: Path) -> None:
+    """Have the kernel hand over what was written through shared mappings: syncfs(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise MountError(f"cannot open {mountpoint}: {exc.strerror}") from exc
+    try:
+        if libc.syncfs(descriptor) != 0:
+            raise MountError(f"cannot sync {mountpoint}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+@click.group()
+def view() -> None:
+    """List and remove the views of a store."""
+
+
+@view.command("list")
+@STORE
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_(store: Path, as_json: bool) -> None:
+    """List the views of STORE, and where they are mounted.
+
+    \b
+    Example:
+      dedupfs view list store/
+    """
+    from dedupfs.namespace.views import list_views, view_owner
+    from dedupfs.store.store import Store
+
+    rows = []
+    with Store.open(store) as opened:
+        for row in list_views(opened):
+            owner = view_owner(opened, row.name)
+            rows.append(
+                {
+                    "name": row.name,
+                    "base": row.base or None,
+                    "created_ns": row.created_ns,
+                    "pid": owner.pid if owner else None,
+                    "mountpoint": owner.mountpoint if owner else None,
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row_ in rows:
+        base = row_["base"] or "all snapshots"
+        where = f"mounted on {row_['mountpoint']} (pid {row_['pid']})" if row_["pid"] else "idle"
+        click.echo(f"{row_['name']}\t{base}\t{where}")
+
+
+@view.command()
+@STORE
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
+    """Remove views of STORE with all that was written into them; snapshots stay.
+
+    \b
+    Example:
+      dedupfs view rm store/ job17
+    """
+    from dedupfs.namespace.views import list_views, remove_view
+    from dedupfs.store.store import Store
+
+    with Store.open(store) as opened:
+        known = {row.name for row in list_views(opened)}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UsageError(f"no view {', '.join(unknown)} in {store}")
+        for name in names:
+            if not dry_run:
+                remove_view(opened, name)
+            click.echo(f"{'would remove' if dry_run else 'removed'} view {name}")
+
+
+COMMANDS: list[click.Command] = [mount, umount, commit, view]

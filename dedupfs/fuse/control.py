@@ -1,0 +1,123 @@
+"""The control socket of a mount: commands of other processes for a view that is live.
+
+Knows how to answer, not what a commit is. Messages and framing: ``namespace/live.py``. The socket
+has mode 0600 and the peer must be root or the daemon's own user (unix(7), SO_PEERCRED).
+"""
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import trio
+
+from dedupfs.errors import DedupfsError, NotPermittedError, StoreError, UsageError
+from dedupfs.fuse.housekeeping import Housekeeper
+from dedupfs.namespace import live
+
+log = logging.getLogger(__name__)
+
+_REQUEST_BYTES_MAX = 1 << 16
+_IDLE_S_MAX = 10.0
+_BACKLOG = 16
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+@dataclass(frozen=True)
+class ControlServer:
+    """Answers on one socket. ``stop`` begins the orderly end of the mount."""
+
+    socket_path: Path
+    running: live.Running
+    housekeeper: Housekeeper
+    stop: Callable[[], None]
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; the socket file lives as long."""
+        with _listening(self.socket_path) as listener:
+            task_status.started()
+            try:
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        connection, _address = await listener.accept()
+                        nursery.start_soon(self._serve, connection)
+            finally:
+                self.socket_path.unlink(missing_ok=True)
+
+    async def _serve(self, connection: trio.socket.SocketType) -> None:
+        with connection:
+            try:
+                with trio.fail_after(_IDLE_S_MAX):
+                    line = await _read_line(connection)
+                with trio.CancelScope(shield=True):  # a commit is not undone halfway
+                    reply = await self._answer(connection, line)
+                    with trio.fail_after(_IDLE_S_MAX):
+                        await trio.SocketStream(connection).send_all(live.encode(reply) + b"\n")
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError) as exc:
+                log.info("control peer went away: %r", exc)
+            except Exception:  # a bug in a command must not end the mount
+                log.critical("bug in a control command", exc_info=True)
+
+    async def _answer(self, connection: trio.socket.SocketType, line: bytes) -> live.Reply:
+        try:
+            _check_peer(connection)
+            return await self._do(live.decode_request(line))
+        except msgspec.DecodeError as exc:
+            return live.Failed.of(UsageError(f"not a control request: {exc}"))
+        except DedupfsError as exc:
+            return live.Failed.of(exc)
+        except Exception as exc:
+            log.critical("bug in a control command line=%r", line, exc_info=True)
+            return live.Failed.of(StoreError(f"a bug in the daemon, see its log: {exc!r}"))
+
+    async def _do(self, request: live.Request) -> live.Reply:
+        match request:
+            case live.Commit(name, path, tags):
+                info = await self.housekeeper.commit(name, path, tags)
+                return live.Committed(info.name, info.root.count, info.root.size)
+            case live.Fold():
+                await self.housekeeper.fold()
+                return live.Done()
+            case live.Stop():
+                self.stop()
+                return live.Done()
+            case live.Status():
+                return self.running
+
+
+def _listening(path: Path) -> trio.socket.SocketType:
+    """Bind before anybody can connect: the file appears with mode 0600 behind the umask.
+
+    Whoever holds the view's lock owns the name, so a file that is there is a dead daemon's.
+    """
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        with live.short_address(path) as address:
+            listener.bind(address)
+    finally:
+        os.umask(umask)
+    listener.listen(_BACKLOG)
+    return trio.socket.from_stdlib_socket(listener)
+
+
+def _check_peer(connection: trio.socket.SocketType) -> None:
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _pid, uid, _gid = _CREDENTIALS.unpack(packed)
+    if uid not in (0, os.geteuid()):
+        raise NotPermittedError("only root and the daemon's own user may give it commands")
+
+
+async def _read_line(connection: trio.socket.SocketType) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) <= _REQUEST_BYTES_MAX:
+        received = await connection.recv(4096)
+        if not received:
+            break
+        line += received
+    return bytes(line)

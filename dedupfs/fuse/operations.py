@@ -1,0 +1,268 @@
+"""Requests of the kernel as calls of a view, and the view's errors as errnos.
+
+Translates in, calls, translates out; decides nothing. Knows no store. Every handler runs on the
+trio thread; what lies between two awaits is atomic, and a thread only ever gets a frozen plan.
+Source: pyfuse3's rst/operations.rst and rst/general.rst, fuse(4).
+"""
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from dedupfs.namespace.view import Caller, View
+
+from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError
+from dedupfs.fuse.attrs import (
+    FOREVER_S,
+    VOLATILE_S,
+    absent_entry,
+    to_change,
+    to_entry,
+    to_statvfs,
+)
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Answer the kernel with an errno whenever ``handler`` fails.
+
+    pyfuse3 catches nothing but FUSEError: any other exception would end the whole mount.
+    """
+
+    @functools.wraps(handler)
+    async def answered(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except NamespaceError as exc:  # ENOENT, EEXIST...: an ordinary answer, nothing to log
+            raise pyfuse3.FUSEError(exc.errno) from exc
+        except pyfuse3.FUSEError:
+            raise
+        except DedupfsError as exc:
+            log.error("request failed op=%s errno=%d: %s", handler.__name__, exc.errno, exc)
+            raise pyfuse3.FUSEError(exc.errno) from exc
+        except Exception as exc:
+            log.critical("bug op=%s args=%r", handler.__name__, args[1:], exc_info=True)
+            raise pyfuse3.FUSEError(errno.EIO) from exc
+
+    return answered
+
+
+class Operations(pyfuse3.Operations):
+    """One view behind one mount.
+
+    No writeback cache: a write is in the view's journal when its system call returns, so killing
+    this process loses nothing.
+    """
+
+    enable_writeback_cache = False
+    enable_acl = True  # the kernel checks ACLs; the view keeps them in step with mode bits
+
+    def __init__(self, view: View, on_init: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._view = view
+        self._on_init = on_init
+        self._volatile_handles: set[int] = set()
+
+    def init(self) -> None:
+        """Tell the owner that the kernel's INIT is being answered."""
+        self._on_init()
+
+    def _timeout_s(self, directory: int) -> float:
+        return VOLATILE_S if self._view.is_volatile(directory) else FOREVER_S
+
+    # --- names ------------------------------------------------------------------------------------
+
+    @reply
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        timeout_s = self._timeout_s(parent_inode)
+        try:
+            return to_entry(self._view.lookup(parent_inode, name), timeout_s)
+        except NotFoundError:
+            if timeout_s != FOREVER_S:
+                raise  # another process may make it any moment
+            return absent_entry(timeout_s)
+
+    @reply
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attr = self._view.mknod(parent_inode, name, mode, rdev, _caller(ctx))
+        return to_entry(attr, self._timeout_s(parent_inode))
+
+    @reply
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attr = self._view.mkdir(parent_inode, name, mode, _caller(ctx))
+        return to_entry(attr, self._timeout_s(parent_inode))
+
+    @reply
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attr = self._view.symlink(parent_inode, name, target, _caller(ctx))
+        return to_entry(attr, self._timeout_s(parent_inode))
+
+    @reply
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attr = self._view.link(inode, new_parent_inode, new_name)
+        return to_entry(attr, self._timeout_s(new_parent_inode))
+
+    @reply
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._view.unlink(parent_inode, name)
+
+    @reply
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._view.rmdir(parent_inode, name)
+
+    @reply
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        self._view.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @reply
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self._view.readlink(inode)
+
+    # --- attributes -------------------------------------------------------------------------------
+
+    @reply
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return to_entry(self._view.getattr(inode), self._timeout_s(inode))
+
+    @reply
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changed = self._view.setattr(inode, to_change(attr, fields))
+        return to_entry(changed, self._timeout_s(inode))
+
+    @reply
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # with default_permissions the kernel has checked already
+
+    @reply
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        self._view.setxattr(inode, name, value)  # pyfuse3 has looked after XATTR_CREATE and REPLACE
+
+    @reply
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return self._view.getxattr(inode, name)
+
+    @reply
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return self._view.listxattr(inode)
+
+    @reply
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._view.removexattr(inode, name)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    @reply
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        handle, attr = self._view.create(parent_inode, name, mode, _caller(ctx))
+        entry = to_entry(attr, self._timeout_s(parent_inode))
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True), entry
+
+    @reply
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=self._view.open(inode, flags), keep_cache=True)
+
+    @reply
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
+        data = plan.run_cached()
+        if data is None:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
+            data = await trio.to_thread.run_sync(plan.run)
+        return data
+
+    @reply
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return self._view.write(fh, off, buf)
+
+    @reply
+    async def flush(self, fh: int) -> None:
+        if self._view.read_only:  # the kernel then spares every close() this request
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        self._view.flush(fh)
+
+    @reply
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        plan = self._view.plan_fsync(self._view.inode_of(fh))
+        await trio.to_thread.run_sync(plan.run)
+
+    @reply
+    async def release(self, fh: int) -> None:
+        self._view.release(fh)
+
+    # --- directories ------------------------------------------------------------------------------
+
+    @reply
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        handle = self._view.opendir(inode)
+        if self._view.is_volatile(inode):
+            self._volatile_handles.add(handle)
+        return handle
+
+    @reply
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        timeout_s = VOLATILE_S if fh in self._volatile_handles else FOREVER_S
+        for cookie, name, attr in self._view.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, to_entry(attr, timeout_s), cookie):
+                break
+
+    @reply
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        plan = self._view.plan_fsync(None)  # names are in the view's journal, which is one file
+        await trio.to_thread.run_sync(plan.run)
+
+    @reply
+    async def releasedir(self, fh: int) -> None:
+        self._volatile_handles.discard(fh)
+        self._view.releasedir(fh)
+
+    # --- the whole --------------------------------------------------------------------------------
+
+    @reply
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return to_statvfs(self._view.statfs())
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        try:
+            self._view.forget(inode_list)
+        except Exception:  # nobody waits for an answer, and none may be raised
+            log.critical("bug op=forget args=%r", inode_list, exc_info=True)
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid)

@@ -1,0 +1,203 @@
+"""A FUSE connection: how it is mounted, handed to pyfuse3, tuned and ended.
+
+The seam between dedupfs and pyfuse3's session; knows no view and no store. It mounts by itself and
+gives libfuse the open device, because then an error has a name, and because only mount(2) can say
+MS_POSIXACL. Source: libfuse's lib/fuse_lowlevel.c (a mount point ``/dev/fd/N`` is an open device)
+and lib/mount.c, util/fusermount.c, Linux fs/fuse/inode.c.
+"""
+
+import array
+import ctypes
+import errno
+import logging
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+
+from dedupfs.errors import MountError
+from dedupfs.fuse import mountpoints
+from dedupfs.fuse.mountpoints import MountBusyError
+
+log = logging.getLogger(__name__)
+
+DEVICE = Path("/dev/fuse")
+READ_AHEAD_KIB = 1024
+"""The kernel's 128 make it ask for 128 KiB at a time; with this a request is up to 1 MiB."""
+
+_MS_RDONLY = 0x1
+_MS_NOSUID = 0x2
+_MS_NODEV = 0x4
+_MS_NOATIME = 0x400
+_MS_POSIXACL = 0x10000
+"""With it the kernel leaves the umask to us, which default ACLs need: they replace it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountFlags:
+    """What a caller may choose about a mount."""
+
+    read_only: bool = False
+    allow_other: bool = False
+
+
+def prepare_mountpoint(mountpoint: Path, store_path: Path) -> Path:
+    """Return the resolved mount point, cleared of dead mounts.
+
+    Raises:
+        MountError: it is missing, no directory, already a live mount of dedupfs, or it and the
+            store lie in each other, which would make the daemon wait for itself.
+    """
+    resolved = Path(os.path.realpath(mountpoint))
+    cleared = mountpoints.clear_stale(resolved)
+    if cleared:
+        log.warning("dead mount taken away mountpoint=%s count=%d", resolved, cleared)
+    try:
+        is_directory = resolved.is_dir()
+        exists = is_directory or resolved.exists()
+    except OSError as exc:
+        raise MountError(f"cannot look at {mountpoint}: {exc.strerror}") from exc
+    if not exists:
+        raise MountError(f"{mountpoint} does not exist: make the directory first")
+    if not is_directory:
+        raise MountError(f"{mountpoint} is not a directory")
+    store = Path(os.path.realpath(store_path))
+    if resolved.is_relative_to(store) or store.is_relative_to(resolved):
+        raise MountError(
+            f"the mount point {mountpoint} and the store {store_path} must not lie in each other"
+        )
+    return resolved
+
+
+class Session:
+    """A mounted connection that pyfuse3 serves; one per process, since pyfuse3 has one."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self.mountpoint = mountpoint
+
+    @classmethod
+    def mount(
+        cls, operations: pyfuse3.Operations, mountpoint: Path, source: Path, flags: MountFlags
+    ) -> "Session":
+        """Mount on a prepared mount point; ``source`` is what the mount table shows as device.
+
+        Raises:
+            MountError: in words that say what to do.
+        """
+        as_root = os.geteuid() == 0
+        mount = _mount_as_root if as_root else _mount_as_user
+        device = mount(mountpoint, os.fsencode(source), flags)
+        session = cls(mountpoint)
+        try:
+            pyfuse3.init(operations, f"/dev/fd/{device}", set())
+        except RuntimeError as exc:
+            os.close(device)
+            mountpoints.unmount(mountpoint, lazy=True)
+            raise MountError(f"libfuse refused the session: {exc}") from exc
+        return session
+
+    async def serve(self) -> None:
+        """Answer requests until the mount is gone or ``stop`` was called."""
+        await pyfuse3.main()
+
+    def unmount(self) -> None:
+        """Take the mount away; run it in a thread, as the kernel may want pages written first.
+
+        Raises:
+            MountError: not possible.
+        """
+        mount = mountpoints.mount_at(self.mountpoint)
+        if mount is None or not mount.is_ours:
+            return  # somebody was quicker
+        try:
+            mountpoints.unmount(self.mountpoint)
+        except MountBusyError:
+            log.warning("mount still in use, detached mountpoint=%s", self.mountpoint)
+            mountpoints.unmount(self.mountpoint, lazy=True)
+
+    def stop(self) -> None:
+        """End ``serve`` even if the kernel keeps the connection for files that are still open."""
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        """Close the device, without unmounting."""
+        pyfuse3.close(unmount=False)
+
+    def raise_read_ahead(self) -> None:
+        """Let the kernel ask for more at once; only root can, so it is done where possible.
+
+        Only after the INIT reply, which would lower it again. The device number comes from the
+        mount table: a stat of our own mount would wait for ourselves.
+        """
+        mount = mountpoints.mount_at(self.mountpoint)
+        if mount is None or not mount.is_ours or os.geteuid() != 0:
+            return
+        knob = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+        try:
+            knob.write_text(f"{READ_AHEAD_KIB}\n")
+        except OSError as exc:  # a container with a read-only /sys: slower, not broken
+            log.info("read-ahead left as it is path=%s: %s", knob, exc.strerror)
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise MountError(
+            f"there is no {DEVICE}: run 'modprobe fuse', or give the container --device {DEVICE}"
+        ) from exc
+    except OSError as exc:
+        raise MountError(f"cannot open {DEVICE}: {exc.strerror}") from exc
+
+
+def _mount_as_root(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
+    device = _open_device()
+    data = f"fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions"
+    if flags.allow_other:
+        data += ",allow_other"
+    bits = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | _MS_POSIXACL
+    if flags.read_only:
+        bits |= _MS_RDONLY
+    libc = ctypes.CDLL(None, use_errno=True)
+    fs_type = mountpoints.FS_TYPE.encode()
+    if libc.mount(source, os.fsencode(mountpoint), fs_type, bits, data.encode()) == 0:
+        return device
+    code = ctypes.get_errno()
+    os.close(device)
+    if code == errno.EPERM:
+        raise MountError(
+            f"cannot mount on {mountpoint}: not permitted; a container needs --cap-add SYS_ADMIN"
+        )
+    raise MountError(f"cannot mount on {mountpoint}: {os.strerror(code)}")
+
+
+def _mount_as_user(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
+    os.close(_open_device())  # fusermount3's own message does not say what to do
+    options = ["default_permissions", "noatime", f"subtype={mountpoints.SUBTYPE}"]
+    options += ["allow_other"] if flags.allow_other else []
+    options += ["ro"] if flags.read_only else []
+    options.append(f"fsname={_escape(os.fsdecode(source))}")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        said = mountpoints.fusermount(
+            "-o", ",".join(options), "--", os.fspath(mountpoint), channel=theirs.fileno()
+        )
+        if said is not None:
+            raise MountError(f"cannot mount on {mountpoint}: {said}")
+        _, ancillary, _, _ = ours.recvmsg(
+            1, socket.CMSG_LEN(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC
+        )
+    descriptors = array.array("i")
+    for _level, _type, data in ancillary:
+        descriptors.frombytes(data)
+    if not descriptors:
+        raise MountError(f"cannot mount on {mountpoint}: fusermount3 handed no device over")
+    return descriptors[0]
+
+
+def _escape(value: str) -> str:
+    """Escape a mount option's value for fusermount3."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

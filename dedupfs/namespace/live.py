@@ -1,0 +1,233 @@
+"""Talking to the daemon of a live view: the messages, where its socket is, and a client.
+
+Blocking and small, so that commands can use it without pyfuse3 or trio; the answering side is
+``fuse/control.py``. One JSON object on one line each way, told apart by ``type``:
+
+    {"type": "commit", "name": ..., "path": base64, "tags": {...}}   -> {"type": "committed", ...}
+    {"type": "status"}                                               -> {"type": "running", ...}
+    {"type": "fold"} | {"type": "stop"}                              -> {"type": "done"}
+    any of them                                                      -> {"type": "failed", ...}
+"""
+
+import os
+import re
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+import dedupfs.errors
+from dedupfs.errors import DedupfsError, StoreBusyError, StoreError
+
+RUN_DIRECTORY = "run"
+SOCKET_SUFFIX = ".sock"
+LOG_SUFFIX = ".log"
+STATUS_TIMEOUT_S = 30.0
+_STEM_CHARACTERS_MAX = 64  # with "/proc/self/fd/N/" before it a path fits into sockaddr_un
+_ANONYMOUS = re.compile(r"mount-(\d+)")
+_LINE_BYTES_MAX = 1 << 20
+
+
+class Commit(msgspec.Struct, frozen=True, tag="commit"):
+    """Freeze the view, or the directory ``path`` of it, as snapshot ``name``."""
+
+    name: str
+    path: bytes = b""
+    tags: dict[str, str] = {}
+
+
+class Status(msgspec.Struct, frozen=True, tag="status"):
+    """Who are you?"""
+
+
+class Fold(msgspec.Struct, frozen=True, tag="fold"):
+    """Turn the journal into trees now."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Unmount and end in order; the answer comes before the end."""
+
+
+Request = Commit | Status | Fold | Stop
+
+
+class Committed(msgspec.Struct, frozen=True, tag="committed"):
+    """The snapshot that was made: entries and logical bytes below its root."""
+
+    name: str
+    entries: int
+    logical_bytes: int
+
+
+class Running(msgspec.Struct, frozen=True, tag="running"):
+    """What a daemon serves. ``view`` is empty for a read-only mount."""
+
+    pid: int
+    view: str
+    mountpoint: str
+    read_only: bool
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """It is done, or under way for ``Stop``."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """An error of ``dedupfs.errors`` by name."""
+
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, error: DedupfsError) -> "Failed":
+        """Describe an error for the other process."""
+        return cls(_known_class(type(error)).__name__, str(error))
+
+    def raised(self) -> DedupfsError:
+        """Return the error as this process would raise it."""
+        error_class = getattr(dedupfs.errors, self.error, StoreError)
+        assert issubclass(error_class, DedupfsError)
+        return error_class(self.message)
+
+
+def _known_class(error_class: type[DedupfsError]) -> type[DedupfsError]:
+    """Return the nearest class that ``dedupfs.errors`` itself has."""
+    for candidate in error_class.__mro__:
+        if getattr(dedupfs.errors, candidate.__name__, None) is candidate:
+            known: type[DedupfsError] = candidate
+            return known
+    return StoreError
+
+
+Reply = Committed | Running | Done | Failed
+
+encode = msgspec.json.Encoder().encode
+decode_request = msgspec.json.Decoder(Request).decode
+_decode_reply = msgspec.json.Decoder(Reply).decode
+
+
+def stem(view: str) -> str:
+    """Return the name, without suffix, of a view's files in the run directory."""
+    if len(view) <= _STEM_CHARACTERS_MAX:
+        return f"view-{view}"
+    # Too long for a socket's address and, with a suffix, for a file name.
+    return f"view-{view[:32]}-{xxhash.xxh3_64_hexdigest(view.encode())}"
+
+
+def anonymous_stem(pid: int) -> str:
+    """Return the same for a mount that nobody asks for by its view's name."""
+    return f"mount-{pid}"
+
+
+def remove_leftovers(store_path: Path) -> None:
+    """Remove the files of anonymous mounts whose daemon is gone."""
+    for path in (store_path / RUN_DIRECTORY).glob("mount-*"):
+        match = _ANONYMOUS.fullmatch(path.stem)
+        if match is not None and not Path("/proc", match[1]).exists():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """Give an address for ``path`` that fits into sockaddr_un however long its directory is."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def ask(socket_path: Path, request: Request, *, timeout_s: float | None = None) -> Reply:
+    """Send a request to a daemon and return its answer.
+
+    Raises:
+        StoreBusyError: no answer in time.
+        StoreError: no daemon there, or it went away in the middle.
+        DedupfsError: the one that the daemon answered with.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            with short_address(socket_path) as address:
+                connection.connect(address)
+            connection.sendall(encode(request) + b"\n")
+            with connection.makefile("rb") as lines:
+                line = lines.readline(_LINE_BYTES_MAX)
+        except TimeoutError as exc:
+            raise StoreBusyError(f"no answer from the daemon at {socket_path}") from exc
+        except OSError as exc:
+            raise StoreError(f"no daemon at {socket_path}: {exc.strerror}") from exc
+    try:
+        reply: Reply = _decode_reply(line)
+    except msgspec.DecodeError as exc:
+        raise StoreError(f"the daemon at {socket_path} ended before it answered") from exc
+    if isinstance(reply, Failed):
+        raise reply.raised()
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A daemon that answered."""
+
+    socket_path: Path
+    running: Running
+
+
+def daemons(store_path: Path) -> Iterator[Daemon]:
+    """Find the live daemons of a store; sockets that a dead one left are passed over.
+
+    Raises:
+        StoreBusyError: one does not answer.
+    """
+    for path in sorted((store_path / RUN_DIRECTORY).glob(f"*{SOCKET_SUFFIX}")):
+        try:
+            reply = ask(path, Status(), timeout_s=STATUS_TIMEOUT_S)
+        except StoreBusyError:
+            raise
+        except StoreError:
+            continue
+        if isinstance(reply, Running):
+            yield Daemon(path, reply)
+
+
+def daemon_of_view(store_path: Path, view: str) -> Daemon | None:
+    """Return the daemon that serves a view, if there is one."""
+    return next((found for found in daemons(store_path) if found.running.view == view), None)
+
+
+def daemon_at(store_path: Path, mountpoint: Path) -> Daemon | None:
+    """Return the daemon behind a mount point, if there is one."""
+    wanted = os.fspath(mountpoint)
+    return next(
+        (found for found in daemons(store_path) if found.running.mountpoint == wanted), None
+    )
+
+
+class ProcessEnd:
+    """Waits for a process that need not be our child; made while it surely still runs."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._handle: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._handle = None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return whether it ended within ``timeout_s``."""
+        if self._handle is None:
+            return True
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+    def close(self) -> None:
+        """Forget the process."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
