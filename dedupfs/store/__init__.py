@@ -1,0 +1,11 @@
+"""Records and packs on disk, and the index over them; knows no names and no inodes.
+
+``Store`` (store.py) is the way in. Source: docs/format.md, docs/architecture.md "Store".
+"""
+
+from dedupfs.store.db import ReadTxn, Table
+from dedupfs.store.disk import Disk, RealDisk
+from dedupfs.store.store import Store
+from dedupfs.store.transaction import Transaction
+
+__all__ = ["Disk", "ReadTxn", "RealDisk", "Store", "Table", "Transaction"]

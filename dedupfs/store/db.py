@@ -1,0 +1,224 @@
+"""The index's database: tables, read and write transactions, translated errors. lmdb only here.
+
+Knows no row's layout (``format/keys.py``) and no pack. Source: docs/format.md, "Index".
+Durable always: no flag that a power cut could turn into a corrupt database is ever used.
+"""
+
+import enum
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import lmdb
+
+from dedupfs.errors import CorruptError, StoreError, StoreFullError
+
+_MAP_BYTES = 1 << 40
+_MAP_BYTES_MIN = 1 << 30
+_READERS_MAX = 1024
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PageNotFoundError,
+)
+
+
+class Table(enum.Enum):
+    """The index's tables; values are their names on disk."""
+
+    META = b"meta"
+    RECORDS = b"records"
+    PACKS = b"packs"
+    FREE = b"free"
+    DEAD = b"dead"
+    PINS = b"pins"
+    SNAPSHOTS = b"snapshots"
+    VIEWS = b"views"
+    PLACES = b"places"
+    HOMES = b"homes"
+    SOURCES = b"sources"
+
+
+_Handles = dict[Table, "lmdb._Database"]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what lmdb raises into a StoreError."""
+    try:
+        yield
+    except lmdb.Error as exc:
+        raise _translate(exc) from exc
+
+
+def _translate(exc: lmdb.Error) -> StoreError:
+    if isinstance(exc, lmdb.MapFullError) or exc.code in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(f"the index cannot grow: {exc}")
+    if isinstance(exc, _DAMAGED):
+        return CorruptError(f"the index is damaged, run dedupfs reindex: {exc}")
+    if isinstance(exc, lmdb.MapResizedError):
+        return StoreError("the index is larger than the address space this process may use")
+    return StoreError(f"the index failed: {exc}")
+
+
+class ReadTxn:
+    """One consistent state of the index; keys and values are opaque bytes."""
+
+    def __init__(self, txn: "lmdb.Transaction[bytes]", handles: _Handles) -> None:
+        self.raw = txn
+        self.handles = handles
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of ``key``, or None."""
+        try:
+            return self.raw.get(key, db=self.handles[table])
+        except lmdb.Error as exc:
+            raise _translate(exc) from exc
+
+    def scan(
+        self, table: Table, prefix: bytes = b"", start: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) in key order: keys that start with ``prefix`` and are >= ``start``.
+
+        The table may be changed while the scan is under way, behind what it has yielded.
+        """
+        with translated(), self.raw.cursor(self.handles[table]) as cursor:
+            found = cursor.set_range(max(prefix, start)) if prefix or start else cursor.first()
+            while found:
+                key, value = cursor.item()
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+                found = cursor.next() if cursor.key() == key else cursor.set_range(key + b"\0")
+
+    def before(self, table: Table, key: bytes) -> tuple[bytes, bytes] | None:
+        """Return the last (key, value) whose key is smaller than ``key``."""
+        with translated(), self.raw.cursor(self.handles[table]) as cursor:
+            found = cursor.prev() if cursor.set_range(key) else cursor.last()
+            return cursor.item() if found else None
+
+    def count(self, table: Table) -> int:
+        """Return how many keys a table has."""
+        with translated():
+            return self.raw.stat(self.handles[table])["entries"]
+
+
+class WriteTxn(ReadTxn):
+    """The one write transaction of all processes; sees its own changes."""
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Set ``key`` to ``value``."""
+        try:
+            self.raw.put(key, value, db=self.handles[table])
+        except lmdb.Error as exc:
+            raise _translate(exc) from exc
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove ``key``; return whether it was there."""
+        try:
+            return self.raw.delete(key, db=self.handles[table])
+        except lmdb.Error as exc:
+            raise _translate(exc) from exc
+
+
+class Database:
+    """An open LMDB environment.
+
+    The map is 1 TiB of address space (it costs nothing until used), so that it never has to be
+    moved under a reader in another thread; less where a limit on address space forbids that.
+    Not usable in a forked child.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        with translated():
+            self._env = _open_environment(path, create)
+            self._env.reader_check()
+            self._handles: _Handles = {
+                table: self._env.open_db(table.value, create=create) for table in Table
+            }
+        self._records = self._handles[Table.RECORDS]
+
+    @property
+    def data_path(self) -> Path:
+        """The file that grows with the index."""
+        return self.path / "data.mdb"
+
+    def close(self) -> None:
+        """Close the environment; no transaction may be under way."""
+        self._env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def record_row(self, record_id: bytes) -> bytes | None:
+        """Return the row of RECORDS for an id: the hottest look-up, in a transaction of its own."""
+        try:
+            txn = self._env.begin(db=self._records)
+            try:
+                return txn.get(record_id)
+            finally:
+                txn.abort()
+        except lmdb.Error as exc:
+            raise _translate(exc) from exc
+
+    def record_rows(self, record_ids: Sequence[bytes]) -> list[bytes | None]:
+        """Return the rows of RECORDS for several ids, as of one moment."""
+        try:
+            txn = self._env.begin(db=self._records)
+            try:
+                return [txn.get(record_id) for record_id in record_ids]
+            finally:
+                txn.abort()
+        except lmdb.Error as exc:
+            raise _translate(exc) from exc
+
+    @contextmanager
+    def reading(self) -> Iterator[ReadTxn]:
+        """Give one consistent state of the index."""
+        with translated():
+            txn = self._env.begin()
+        try:
+            yield ReadTxn(txn, self._handles)
+        finally:
+            txn.abort()
+
+    @contextmanager
+    def writing(self) -> Iterator[WriteTxn]:
+        """Wait for other writers; commit durably at the end, or abort when the body raises."""
+        with translated():
+            txn = self._env.begin(write=True)
+        try:
+            yield WriteTxn(txn, self._handles)
+            with translated():
+                txn.commit()
+        except BaseException:
+            txn.abort()
+            raise
+
+
+def _open_environment(path: Path, create: bool) -> lmdb.Environment:
+    map_bytes = _MAP_BYTES
+    while True:
+        try:
+            return lmdb.open(
+                str(path),
+                map_size=map_bytes,
+                max_dbs=len(Table) + 8,
+                max_readers=_READERS_MAX,
+                max_spare_txns=8,
+                readahead=False,
+                create=create,
+                mode=0o600,
+            )
+        except lmdb.Error as exc:
+            no_memory = isinstance(exc, lmdb.MemoryError) or exc.code == errno.ENOMEM
+            if not no_memory or map_bytes <= _MAP_BYTES_MIN:
+                raise
+            map_bytes //= 2

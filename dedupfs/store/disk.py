@@ -1,0 +1,276 @@
+"""The port to the operating system: the only place where the store touches files.
+
+Knows no pack and no format. ``OSError`` is translated here, once. Tests put another ``Disk``
+(tests/fakes.py) in its place that fails, or stops as a crash does, at the n-th call.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from dedupfs.errors import StoreError, StoreFullError
+
+Buffer = bytes | bytearray | memoryview
+
+_KEEP_SIZE = 0x01  # linux/falloc.h
+_PUNCH_HOLE = 0x02
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS)
+_NOT_NOW = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
+_IOV_MAX = 512
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class File:
+    """An open descriptor and its path; closed when the last reference to it goes.
+
+    So a thread that reads from a file keeps it open, whatever a cache of files does meanwhile.
+    """
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd = fd
+        self.path = path
+
+    def close(self) -> None:
+        """Close the descriptor now, which also gives its lock back."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Disk(Protocol):
+    """What the store needs of a file system. Offsets and lengths are bytes.
+
+    Every method raises StoreFullError (ENOSPC, EDQUOT) or StoreError, with the path.
+    """
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> File:
+        """Open a file; FileNotFoundError (as it is) when it does not exist and is not created."""
+        ...
+
+    def pwrite(self, file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all of ``buffers`` one behind the other at ``offset``."""
+        ...
+
+    def pread(self, file: File, length: int, offset: int) -> bytes:
+        """Read up to ``length`` bytes; fewer only at the end of the file."""
+        ...
+
+    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+        """Fill ``buffer`` if the page cache has it all, else return False at once."""
+        ...
+
+    def size(self, file: File) -> int:
+        """Return the length of the file."""
+        ...
+
+    def fsync(self, file: File) -> None:
+        """Make data and metadata durable."""
+        ...
+
+    def fdatasync(self, file: File) -> None:
+        """Make the data durable, and the metadata that is needed to read it."""
+        ...
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        ...
+
+    def truncate(self, file: File, length: int) -> None:
+        """Cut the file to ``length``."""
+        ...
+
+    def punch(self, file: File, start: int, stop: int) -> bool:
+        """Give the blocks of ``[start, stop)`` back; False when the file system cannot."""
+        ...
+
+    def reserve(self, path: Path, spare_bytes: int) -> bool:
+        """Keep ``spare_bytes`` allocated behind the end of a file; False when the disk is full."""
+        ...
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Change permissions."""
+        ...
+
+    def mkdir(self, path: Path) -> None:
+        """Make a directory (0700), unless it exists."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, replacing ``target``."""
+        ...
+
+    def link(self, source: Path, target: Path) -> None:
+        """Make a hard link; StoreError when ``target`` exists."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name, if it is there."""
+        ...
+
+    def link_count(self, path: Path) -> int:
+        """Return how many names the file has; 0 when it does not exist."""
+        ...
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted; none when it does not exist."""
+        ...
+
+    def lock(self, file: File, *, wait: bool = False) -> bool:
+        """Take the exclusive lock that the kernel drops with its holder; False when taken."""
+        ...
+
+
+@contextmanager
+def _translated(what: str, path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise _translate(exc, what, path) from exc
+
+
+def _translate(exc: OSError, what: str, path: object) -> StoreError:
+    kind = StoreFullError if exc.errno in _FULL else StoreError
+    return kind(f"{what} {path}: {exc.strerror or exc}")
+
+
+class RealDisk:
+    """``Disk`` on the machine's own file systems."""
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> File:
+        flags = os.O_CLOEXEC | (os.O_RDWR if write or create else os.O_RDONLY)
+        try:
+            return File(os.open(path, flags | (os.O_CREAT if create else 0), 0o600), path)
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            raise _translate(exc, "cannot open", path) from exc
+
+    def pwrite(self, file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        with _translated("cannot write", file.path):
+            while rest:
+                written = os.pwritev(file.fd, rest[:_IOV_MAX], offset)
+                offset += written
+                while rest and written >= len(rest[0]):
+                    written -= len(rest.pop(0))
+                if written:
+                    rest[0] = rest[0][written:]
+
+    def pread(self, file: File, length: int, offset: int) -> bytes:
+        try:
+            data = os.pread(file.fd, length, offset)
+            while len(data) < length:
+                more = os.pread(file.fd, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+            return data
+        except OSError as exc:
+            raise _translate(exc, "cannot read", file.path) from exc
+
+    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+        try:
+            return os.preadv(file.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OSError as exc:
+            if exc.errno in _NOT_NOW:
+                return False
+            raise _translate(exc, "cannot read", file.path) from exc
+
+    def size(self, file: File) -> int:
+        with _translated("cannot stat", file.path):
+            return os.fstat(file.fd).st_size
+
+    def fsync(self, file: File) -> None:
+        with _translated("cannot sync", file.path):
+            os.fsync(file.fd)
+
+    def fdatasync(self, file: File) -> None:
+        with _translated("cannot sync", file.path):
+            os.fdatasync(file.fd)
+
+    def fsync_dir(self, path: Path) -> None:
+        with _translated("cannot sync", path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def truncate(self, file: File, length: int) -> None:
+        with _translated("cannot truncate", file.path):
+            os.ftruncate(file.fd, length)
+
+    def punch(self, file: File, start: int, stop: int) -> bool:
+        if _fallocate(file.fd, _PUNCH_HOLE | _KEEP_SIZE, start, stop - start) == 0:
+            return True
+        number = ctypes.get_errno()
+        if number in _NO_HOLES:
+            return False
+        raise _translate(OSError(number, os.strerror(number)), "cannot punch", file.path)
+
+    def reserve(self, path: Path, spare_bytes: int) -> bool:
+        with _translated("cannot reserve", path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
+                failed = _fallocate(fd, _KEEP_SIZE, size, spare_bytes)
+                return not (failed and ctypes.get_errno() in _FULL)
+            finally:
+                os.close(fd)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        with _translated("cannot change", path):
+            os.chmod(path, mode)
+
+    def mkdir(self, path: Path) -> None:
+        with _translated("cannot make", path), suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+    def rename(self, source: Path, target: Path) -> None:
+        with _translated("cannot rename to", target):
+            os.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        with _translated("cannot link to", target):
+            os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        with _translated("cannot remove", path), suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def link_count(self, path: Path) -> int:
+        with _translated("cannot stat", path):
+            try:
+                return os.stat(path).st_nlink
+            except FileNotFoundError:
+                return 0
+
+    def listdir(self, path: Path) -> list[str]:
+        with _translated("cannot list", path):
+            try:
+                return sorted(os.listdir(path))
+            except FileNotFoundError:
+                return []
+
+    def lock(self, file: File, *, wait: bool = False) -> bool:
+        with _translated("cannot lock", file.path):
+            try:
+                fcntl.flock(file.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return True
+            except BlockingIOError:
+                return False

@@ -1,0 +1,201 @@
+"""The record packs this process owns: taking one over or making one, sealing, committing, closing.
+
+Knows no record's content. Source: docs/format.md, "Packs" and "Write order".
+"""
+
+import logging
+
+from dedupfs.errors import StoreError
+from dedupfs.format.keys import (
+    META_OPEN,
+    PackRow,
+    decode_pack_key,
+    decode_pack_row,
+    encode_pack_key,
+    encode_pack_row,
+)
+from dedupfs.model import PackKind, StoreConfig
+from dedupfs.store.commit import PackState
+from dedupfs.store.db import Database, Table
+from dedupfs.store.disk import Disk, File
+from dedupfs.store.layout import Layout
+from dedupfs.store.owner import same_file
+from dedupfs.store.packs import PackFiles, PackWriter
+from dedupfs.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+PACK_COUNTER = "pack"
+
+
+class OpenPacks:
+    """The pack that is appended to, and sealed ones that are not committed yet."""
+
+    def __init__(
+        self, layout: Layout, disk: Disk, files: PackFiles, db: Database, config: StoreConfig
+    ) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._files = files
+        self._db = db
+        self._hash_seed = config.hash_seed
+        self._bytes_max = config.pack_bytes_max
+        self._writer: PackWriter | None = None
+        self._sealed: list[PackWriter] = []
+
+    def _all(self) -> list[PackWriter]:
+        return [*self._sealed, self._writer] if self._writer is not None else list(self._sealed)
+
+    def writer(self, txn: Transaction | None) -> PackWriter:
+        """Return the pack to append to, sealing a full one first.
+
+        ``txn`` is the caller's write transaction if one is under way: there is only one at a time.
+        """
+        writer = self._writer
+        if writer is not None and writer.stop < self._bytes_max:
+            return writer
+        if writer is not None:
+            writer.seal()
+            log.info("pack sealed pack=%d bytes=%d", writer.pack, writer.stop)
+            self._sealed.append(writer)
+            self._writer = None
+        writer = self._take_over() or self._make(txn)
+        self._writer = writer
+        return writer
+
+    def _take_over(self) -> PackWriter | None:
+        """Take an open pack whose process has ended, cutting off what it had not committed."""
+        with self._db.reading() as txn:
+            packs = [
+                decode_pack_key(key[len(META_OPEN) :])
+                for key, _ in txn.scan(Table.META, prefix=META_OPEN)
+            ]
+        for pack in packs:
+            try:
+                writer = self._try_take(pack)
+            except StoreError as exc:  # another user's file, say: there are other packs
+                log.info("pack cannot be taken over pack=%d: %s", pack, exc)
+                continue
+            if writer is not None:
+                return writer
+        return None
+
+    def _try_take(self, pack: int) -> PackWriter | None:
+        if any(writer.pack == pack for writer in self._all()):
+            return None
+        file = self._lock_file(pack)
+        if file is None:
+            return None
+        with self._db.reading() as txn:  # only now: its last owner may have committed until now
+            found = txn.get(Table.PACKS, encode_pack_key(pack))
+        row = decode_pack_row(found) if found is not None else None
+        if row is None or row.sealed:
+            if row is None:
+                self._disk.unlink(file.path)
+            file.close()
+            return None
+        size = self._disk.size(file)
+        if size < row.committed_bytes:
+            log.error(
+                "pack shorter than committed pack=%d bytes=%d committed=%d",
+                pack,
+                size,
+                row.committed_bytes,
+            )
+            file.close()
+            return None
+        if size > row.committed_bytes:
+            log.info("pack tail dropped pack=%d bytes=%d", pack, size - row.committed_bytes)
+            self._disk.truncate(file, row.committed_bytes)
+        return self._start(file, pack, row.committed_bytes)
+
+    def _lock_file(self, pack: int) -> File | None:
+        path = self._layout.pack(pack, PackKind.RECORDS)
+        self._files.make_directory(path)
+        file = self._disk.open(path, create=True)
+        if self._disk.lock(file) and same_file(file, path):
+            self._disk.fsync_dir(path.parent)
+            return file
+        file.close()
+        return None
+
+    def _start(self, file: File, pack: int, committed_bytes: int) -> PackWriter:
+        return PackWriter(self._disk, file, pack, self._hash_seed, committed_bytes)
+
+    def _make(self, txn: Transaction | None) -> PackWriter:
+        while True:
+            if txn is not None:
+                pack = _add_pack(txn)
+            else:
+                with self._db.writing() as own:
+                    pack = _add_pack(Transaction(own))
+            file = self._lock_file(pack)
+            if file is not None:  # else another process was faster to take it over
+                self._disk.truncate(file, 0)
+                writer = self._start(file, pack, 0)
+                writer.born_in_transaction = txn is not None
+                return writer
+
+    def read_unflushed(self, pack: int, pack_offset: int, length: int) -> bytes | None:
+        """Return bytes that are not in the pack's file yet; None when they are. Any thread."""
+        writer = self._writer
+        if writer is None or writer.pack != pack:
+            return None
+        return writer.read_unflushed(pack_offset, length)
+
+    def sync(self) -> None:
+        """Make everything appended durable."""
+        for writer in self._all():
+            writer.sync()
+
+    def erase(self, pack: int, start: int, stop: int) -> None:
+        """Turn a record that was appended but not committed into a free range."""
+        for writer in self._all():
+            if writer.pack == pack:
+                writer.erase(start, stop)
+
+    def states(self) -> list[PackState]:
+        """Return how far each pack reaches."""
+        return [
+            PackState(writer.pack, writer.stop, sealed=writer is not self._writer)
+            for writer in self._all()
+        ]
+
+    def committed(self) -> None:
+        """Note that ``states`` are in the index now."""
+        for writer in self._all():
+            writer.committed_bytes = writer.stop
+            writer.born_in_transaction = False
+        for writer in self._sealed:
+            try:
+                writer.finish()
+            except StoreError as exc:  # the pack is committed; only its mode is not as it should
+                log.warning("pack stays writable pack=%d: %s", writer.pack, exc)
+        self._sealed.clear()
+
+    def rolled_back(self) -> list[int]:
+        """Remove packs that were made in a transaction that is undone; return their numbers."""
+        gone = [writer for writer in self._all() if writer.born_in_transaction]
+        for writer in gone:
+            writer.discard()
+        self._sealed = [writer for writer in self._sealed if writer not in gone]
+        if self._writer in gone:
+            self._writer = None
+        return [writer.pack for writer in gone]
+
+    def close(self) -> list[int]:
+        """Cut off what is not committed and give every pack up; return their numbers."""
+        writers = self._all()
+        self._writer = None
+        self._sealed = []
+        for writer in writers:
+            writer.close()
+        return [writer.pack for writer in writers]
+
+
+def _add_pack(txn: Transaction) -> int:
+    pack = txn.next_number(PACK_COUNTER)
+    key = encode_pack_key(pack)
+    txn.put(Table.PACKS, key, encode_pack_row(PackRow(PackKind.RECORDS, False, 0, 0)))
+    txn.put(Table.META, META_OPEN + key, b"")
+    return pack

@@ -1,0 +1,95 @@
+"""Which processes are alive: each holds a lock on run/TOKEN.lock that the kernel drops with it.
+
+Knows no index. Source: docs/format.md, "Layout"; flock(2).
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dedupfs.errors import StoreError
+from dedupfs.store.disk import Disk, File
+from dedupfs.store.layout import Layout
+
+OWNER_PREFIX = b"p"
+VIEW_PREFIX = b"v"
+_TOKEN_BYTES = 8
+OWNER_BYTES = len(OWNER_PREFIX) + 2 * _TOKEN_BYTES
+
+
+class Owner:
+    """This process's identity in one store; its lock file is made when it is first needed."""
+
+    def __init__(self, layout: Layout, disk: Disk) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._token = secrets.token_hex(_TOKEN_BYTES)
+        self._file: File | None = None
+        self.name = OWNER_PREFIX + self._token.encode()
+
+    def claim(self) -> None:
+        """Take the lock, so that others see this process alive."""
+        if self._file is not None:
+            return
+        path = self._layout.owner_lock(self._token)
+        while True:
+            file = self._disk.open(path, create=True)
+            if not self._disk.lock(file):
+                raise StoreError(f"{path} is locked by somebody else")
+            if same_file(file, path):  # else somebody took the name away before it was locked
+                break
+        self._disk.truncate(file, 0)
+        self._disk.pwrite(file, [f"{os.getpid()} {_command_line()}\n".encode()], 0)
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back and remove its file."""
+        if self._file is not None:
+            self._disk.unlink(self._file.path)
+            self._file.close()
+            self._file = None
+
+
+def same_file(file: File, path: Path) -> bool:
+    """Whether ``path`` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _command_line() -> str:
+    try:
+        return Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_dead(layout: Layout, disk: Disk, owner: bytes) -> bool:
+    """Whether the process that ``owner`` names has ended; its lock file is removed if so."""
+    token = owner[len(OWNER_PREFIX) :].decode("ascii", "replace")
+    path = layout.owner_lock(token)
+    try:
+        file = disk.open(path, write=True)
+    except FileNotFoundError:
+        return True
+    try:
+        if not disk.lock(file):
+            return False
+        disk.unlink(path)
+        return True
+    finally:
+        file.close()
+
+
+@contextmanager
+def exclusive(layout: Layout, disk: Disk, name: str) -> Iterator[None]:
+    """Hold a lock of the store that one process at a time may hold; waits for it."""
+    file = disk.open(layout.run / f"{name}.lock", create=True)
+    try:
+        disk.lock(file, wait=True)
+        yield
+    finally:
+        file.close()

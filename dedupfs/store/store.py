@@ -1,0 +1,467 @@
+"""``Store``: put and get records, read pieces of chunks, and the one commit point.
+
+Knows no names, inodes or snapshots: those are other layers' rows and payloads. Source:
+docs/format.md; docs/architecture.md, "Store" and "Concurrency".
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Self
+
+from dedupfs.chunking import Chunker, ChunkingParams
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError, StoreFullError, UsageError
+from dedupfs.format.keys import decode_location, pack_record_row
+from dedupfs.format.pack import (
+    CHUNK_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    SALT_MAX,
+    TableChunk,
+    encode_chunk_table,
+    record_id,
+)
+from dedupfs.format.tree import references
+from dedupfs.model import (
+    HOLE,
+    Codec,
+    Extent,
+    Location,
+    PackKind,
+    RecordId,
+    RecordKind,
+    StoreConfig,
+)
+from dedupfs.recipe import Piece
+from dedupfs.store.codec import Encoder, decode
+from dedupfs.store.commit import lost_error, plan_commit, write_plan
+from dedupfs.store.db import Database, ReadTxn
+from dedupfs.store.disk import Buffer, Disk, File, RealDisk
+from dedupfs.store.layout import (
+    Layout,
+    make_config,
+    make_directories,
+    read_config,
+    write_config,
+)
+from dedupfs.store.openpack import OpenPacks
+from dedupfs.store.owner import Owner
+from dedupfs.store.packs import PackFiles
+from dedupfs.store.pending import Pending, VerbatimPack, place_of
+from dedupfs.store.reader import Reader
+from dedupfs.store.transaction import Transaction
+from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
+
+_SPARE_BYTES = 8 << 20
+"""Kept allocated behind the index, so that a full disk still takes transactions that free space."""
+
+
+class Store:
+    """One open store. One object per process and store; ``close`` it, or use it in ``with``.
+
+    Threads: one thread at a time calls ``put``, ``put_verbatim`` and ``transaction``; any thread
+    may call ``get``, ``locate``, ``read``, ``read_cached``, ``digest`` and ``reading`` meanwhile.
+    Not usable in a forked child.
+
+    Attributes:
+        path: the store's directory.
+        config: dedupfs.json.
+        chunker: cuts as every process of this store does.
+        owner: names this process in ``Transaction.pin``; such pins die with the process.
+    """
+
+    def __init__(self, path: Path, config: StoreConfig, db: Database, disk: Disk) -> None:
+        self.path = path
+        self.config = config
+        self.chunker = Chunker(
+            ChunkingParams(
+                config.chunk_bytes_min, config.chunk_bytes_average, config.chunk_bytes_max
+            )
+        )
+        self.layout = Layout(path)
+        self.disk = disk
+        self.db = db
+        self._owner = Owner(self.layout, disk)
+        self.owner = self._owner.name
+        self._encoder = Encoder(config.compression)
+        self._files = PackFiles(self.layout, disk)
+        self._packs = OpenPacks(self.layout, disk, self._files, db, config)
+        self._pending = Pending()
+        self.reader = Reader(disk, self._files, self.digest, self._rows, self._packs.read_unflushed)
+        self._active: Transaction | None = None
+        self._active_thread = 0
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        chunk_bytes_average: int = 65536,
+        compression: str = "auto",
+        disk: Disk | None = None,
+        pack_bytes_max: int = 512 << 20,
+        verbatim_bytes_min: int = 8 << 20,
+        hash_seed: int | None = None,
+    ) -> Self:
+        """Make an empty store at ``path`` and open it.
+
+        ``path`` must not exist, or be an empty directory (or what an interrupted create left).
+        Chunks are a quarter of the average to four times the average, which is a power of two.
+        ``hash_seed`` is random unless given.
+
+        Raises:
+            UsageError: the path holds something else (the message says what), or a bad setting.
+            StoreError: the file system failed.
+        """
+        disk = disk or RealDisk()
+        path = Path(os.path.abspath(path))
+        layout = Layout(path)
+        config = make_config(
+            chunk_bytes_average=chunk_bytes_average,
+            compression=compression,
+            pack_bytes_max=pack_bytes_max,
+            verbatim_bytes_min=verbatim_bytes_min,
+            hash_seed=hash_seed,
+        )
+        make_directories(layout, disk)
+        db = Database(layout.index, create=True)
+        try:
+            disk.fsync_dir(layout.index)
+            write_config(layout, disk, config)
+            return cls(path, config, db, disk)
+        except BaseException:
+            db.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, *, disk: Disk | None = None, create_index: bool = False) -> Self:
+        """Open a store. Costs the same however large it is.
+
+        ``create_index`` makes a missing index anew, empty: for reindex alone.
+
+        Raises:
+            UsageError: not a store.
+            FormatVersionError: made by a newer dedupfs.
+            CorruptError: dedupfs.json or the index is damaged.
+            StoreError: the index is missing.
+        """
+        disk = disk or RealDisk()
+        path = Path(os.path.abspath(path))
+        layout = Layout(path)
+        config = read_config(layout, disk)
+        if create_index:
+            disk.mkdir(layout.index)
+            disk.mkdir(layout.run)
+        elif "data.mdb" not in disk.listdir(layout.index):
+            raise StoreError(f"{path} has no index; run: dedupfs reindex {path}")
+        return cls(path, config, Database(layout.index, create=create_index), disk)
+
+    def close(self) -> None:
+        """Drop what is not committed, and give locks and files back."""
+        try:
+            self.drop_pending()
+            self._owner.release()
+        finally:
+            self._files.close()
+            self.db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # --- records -----------------------------------------------------------------------------
+
+    def digest(self, kind: RecordKind, payload: Buffer, salt: int = 0) -> RecordId:
+        """Return the id that ``payload`` has under ``salt``. Pure; any thread."""
+        return record_id(self.config.hash_seed, kind, payload, salt)
+
+    def put(
+        self, kind: RecordKind, payload: bytes | memoryview, *, digest: RecordId | None = None
+    ) -> RecordId:
+        """Store ``payload`` unless an equal record is there; return its id.
+
+        Equal means byte by byte: another payload of the same id only makes this one take the
+        next salt. A new record is *pending*: readable here at once, in the index with the next
+        transaction, gone if the process ends before. Chunks of zeros are the caller's HOLE.
+
+        Args:
+            kind: what the payload is; a tree's or recipe's references are counted when it commits.
+            payload: a chunk of 1 B to 16 MiB, any other record below 4 GiB. Copied.
+            digest: ``self.digest(kind, payload)`` if it is known already.
+
+        Raises:
+            StoreFullError: the disk is full; nothing has changed.
+            CorruptError: the payload is not of its kind.
+        """
+        known, identity, salt = self._find(kind, payload, digest)
+        if known:
+            return identity
+        limit = CHUNK_BYTES_MAX if kind == RecordKind.CHUNK else RECORD_BYTES_MAX
+        if len(payload) > limit:
+            raise UsageError(f"a {kind.name} record has at most {limit} bytes, not {len(payload)}")
+        found = [] if kind == RecordKind.CHUNK else references(kind, bytes(payload))
+        codec, stored = self._encoder.encode(payload)
+        writer = self._packs.writer(self._active)
+        size = len(payload)
+        offset = writer.append(kind, codec, salt, stored, size, identity)
+        self._pending.rows[identity] = pack_record_row(
+            kind, codec, salt, writer.pack, offset, len(stored), size, 0
+        )
+        if found:
+            self._pending.references[identity] = found
+        return identity
+
+    def find_chunk(
+        self, payload: bytes | memoryview, *, digest: RecordId | None = None
+    ) -> RecordId | None:
+        """Return the id of an equal chunk in the store (pending ones included), or None."""
+        known, identity, _salt = self._find(RecordKind.CHUNK, payload, digest)
+        return identity if known else None
+
+    def probe_chunk(
+        self, payload: bytes | memoryview, *, digest: RecordId | None = None
+    ) -> tuple[RecordId, bool]:
+        """Return (id, True) of an equal chunk, or (the id this chunk can have, False).
+
+        The id is what ``digest`` gives, unless another chunk has it already.
+        """
+        known, identity, salt = self._find(RecordKind.CHUNK, payload, digest)
+        if salt and not known:
+            self._pending.salts[identity] = salt
+        return identity, known
+
+    def _find(
+        self, kind: RecordKind, payload: bytes | memoryview, digest: RecordId | None
+    ) -> tuple[bool, RecordId, int]:
+        """Return whether the store has ``payload``, and the id and salt it has or can have."""
+        for salt in range(SALT_MAX + 1):
+            identity = None if salt else digest
+            identity = identity or self.digest(kind, payload, salt)
+            if identity == HOLE:
+                continue
+            row = self._pending.rows.get(identity)
+            committed = row is None
+            if row is None:
+                row = self.db.record_row(identity)
+                if row is None:
+                    return False, identity, salt
+            if self.reader.equal(row, kind, payload):
+                if committed:
+                    self._pending.matched[identity] = place_of(row)
+                return True, identity, salt
+        raise StoreError(f"{SALT_MAX + 1} records of one id: somebody crafts collisions")
+
+    def get(self, record_id: RecordId, kind: RecordKind) -> bytes:
+        """Return the payload of a record, decoded and verified.
+
+        Raises:
+            MissingRecordError: no such record.
+            CorruptError: it is damaged, or of another kind.
+        """
+        row = self._row(record_id)
+        if row[0] != kind:
+            raise CorruptError(f"record {record_id.hex()} is of kind {row[0]}, not {kind.name}")
+        try:
+            return bytes(self.reader.payload(record_id, row))
+        except CorruptError:
+            again = self._row(record_id)  # it may have moved while we read
+            if place_of(again) == place_of(row):
+                raise
+        return bytes(self.reader.payload(record_id, again))
+
+    def locate(self, record_id: RecordId) -> Location:
+        """Return where a record lies.
+
+        Raises:
+            MissingRecordError: no such record.
+        """
+        return decode_location(self._row(record_id))[0]
+
+    def _row(self, record_id: RecordId) -> bytes:
+        row = self._pending.rows.get(record_id) or self.db.record_row(record_id)
+        if row is None:
+            raise MissingRecordError(f"record {record_id.hex()} is not in the store")
+        return row
+
+    def _rows(self, record_ids: Sequence[RecordId]) -> list[bytes | None]:
+        # Pending first: a record that is committed in between is then found in the index.
+        pending = [self._pending.rows.get(record_id) for record_id in record_ids]
+        committed = self.db.record_rows(record_ids)
+        return [one or other for one, other in zip(pending, committed, strict=True)]
+
+    def put_verbatim(self, file: Path, chunks: Sequence[tuple[int, Extent]]) -> int:
+        """Make a finished file a verbatim pack, without copying it; return the pack's number.
+
+        The file (regular, on the store's file system, never written to again) gets a second name
+        under packs/ and mode 0400; the caller removes its own name after the transaction that
+        commits this. What no chunk covers should be holes.
+
+        Args:
+            file: the file.
+            chunks: (file_offset, Extent) of what is new to the store, rising; ids as
+                ``probe_chunk`` gave them. A chunk that is in the store by now is left out.
+
+        Raises:
+            UsageError: chunks overlap or leave the file, or a transaction is under way.
+            MissingRecordError: an id names other bytes by now (a crafted collision); nothing is
+                changed, ``put`` the chunks one by one instead.
+        """
+        if self._active is not None:
+            raise UsageError("put_verbatim inside a transaction")
+        source = self.disk.open(file)
+        file_bytes = self.disk.size(source)
+        check_chunks(chunks, file_bytes)
+        fresh = self._new_chunks(source, chunks)
+        self._owner.claim()
+        pack = reserve_pack(self.db, self.owner)
+        path = link_pack(self.layout, self.disk, self._files, source, pack)
+        try:
+            table = encode_chunk_table(pack, file_bytes, fresh)
+            table_id = self.put(RecordKind.CHUNK_TABLE, table)
+        except BaseException:
+            self.disk.unlink(path)
+            raise
+        for chunk in fresh:
+            self._pending.rows[chunk.chunk_id] = pack_record_row(
+                RecordKind.CHUNK,
+                Codec.RAW,
+                chunk.salt,
+                pack,
+                chunk.file_offset,
+                chunk.length,
+                chunk.length,
+                0,
+            )
+        ids = [chunk.chunk_id for chunk in fresh]
+        self._pending.verbatim[pack] = VerbatimPack(pack, file_bytes, table_id, ids)
+        return pack
+
+    def _new_chunks(self, source: File, chunks: Sequence[tuple[int, Extent]]) -> list[TableChunk]:
+        """Return the chunks whose ids are free; compare the bytes of the others."""
+        fresh: dict[RecordId, TableChunk] = {}
+        for file_offset, extent in chunks:
+            identity, length = extent.chunk_id, extent.length
+            row = self._pending.rows.get(identity) or self.db.record_row(identity)
+            twin = fresh.get(identity)
+            if row is None and twin is None:
+                salt = self._pending.salts.get(identity, 0)
+                fresh[identity] = TableChunk(file_offset, length, salt, identity)
+                continue
+            payload = self.disk.pread(source, length, file_offset)
+            if row is not None:
+                equal = self.reader.equal(row, RecordKind.CHUNK, payload)
+            else:
+                assert twin is not None
+                equal = payload == self.disk.pread(source, twin.length, twin.file_offset)
+            if not equal:
+                raise lost_error([identity])
+        return list(fresh.values())
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def read(self, pieces: Sequence[Piece]) -> bytes:
+        """Return the bytes of ``pieces``, one behind the other; holes are zeros. Any thread.
+
+        Neighbours in one pack are read at once. The first time this process touches a chunk it
+        reads all of it and compares it with its id.
+
+        Raises:
+            MissingRecordError: a chunk is not in the store.
+            CorruptError: a chunk is damaged; names its pack, offset, expected and actual id.
+        """
+        return self.reader.read(pieces)
+
+    def read_cached(self, pieces: Sequence[Piece]) -> bytes | None:
+        """As ``read``, but return None at once when that would have to wait for the disk."""
+        return self.reader.read_cached(pieces)
+
+    # --- the commit point --------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Change the index durably: all of the body's changes and all pending records, or nothing.
+
+        Packs are synced before LMDB's lock is taken, so that it is held shortly; other processes
+        wait meanwhile. When the body or the commit raises, everything is rolled back and pending
+        records stay pending (but for those that a rolled back body put first of all).
+
+        Raises:
+            MissingRecordError: a reference names a record that is not there (any more); put it,
+                and what refers to it, again and retry.
+            StoreFullError: the disk is full.
+            UsageError: this thread is in a transaction already.
+        """
+        if self._active_thread == threading.get_ident():
+            raise UsageError("a transaction inside a transaction")
+        self._packs.sync()
+        if self._pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
+            raise StoreFullError(f"{self.path}: the disk is full")
+        with self.db.writing() as raw:
+            txn = Transaction(raw)
+            self._active, self._active_thread = txn, threading.get_ident()
+            try:
+                yield txn
+                self._finish(txn)
+            except BaseException:
+                self._roll_back()
+                raise
+            finally:
+                self._active, self._active_thread = None, 0
+        self._pending.clear()
+        self._packs.committed()
+
+    def _finish(self, txn: Transaction) -> None:
+        """Write all rows; everything but LMDB's own commit has been done when this returns."""
+        while True:
+            plan = plan_commit(txn, self._pending, txn.deltas, self._same_bytes)
+            if not plan.lost:
+                break
+            lost = self._pending.referring_to(plan.lost)
+            self._give_up(lost)
+            if not lost.isdisjoint(txn.deltas):
+                raise lost_error(plan.lost)
+        self._packs.sync()  # what the body itself has put
+        write_plan(txn, plan, self._pending, self._packs.states())
+
+    def _give_up(self, lost: set[RecordId]) -> None:
+        """Forget pending records that can never be committed, so that they are put again."""
+        packs = set(self._pending.verbatim)
+        for place in self._pending.drop(lost):
+            self._packs.erase(*place)
+            self._pending.waste.append(place)
+        for pack in packs - set(self._pending.verbatim):
+            self.disk.unlink(self.layout.pack(pack, PackKind.VERBATIM))
+            self.reader.forget_pack(pack)
+
+    def _same_bytes(self, mine: bytes, theirs: bytes) -> bool:
+        stored, codec, size = self.reader.stored(mine), mine[1], decode_location(mine)[0]
+        payload = decode(codec, stored, size.logical_bytes)
+        return self.reader.equal(theirs, RecordKind(mine[0]), payload)
+
+    def _roll_back(self) -> None:
+        for pack in self._packs.rolled_back():
+            self._pending.drop_pack(pack)
+            self.reader.forget_pack(pack)
+
+    def reading(self) -> AbstractContextManager[ReadTxn]:
+        """Return a context with one consistent, committed state of the index."""
+        return self.db.reading()
+
+    def sync(self) -> None:
+        """Make pending records durable, though not yet committed; while no other thread puts."""
+        self._packs.sync()
+
+    def drop_pending(self) -> None:
+        """Forget everything put since the last transaction, as if the process had ended.
+
+        For a full disk: their bytes, written or not, are given back at once.
+        """
+        for pack in self._pending.verbatim:
+            self.disk.unlink(self.layout.pack(pack, PackKind.VERBATIM))
+            self.reader.forget_pack(pack)
+        self._pending.clear()
+        for pack in self._packs.close():
+            self.reader.forget_pack(pack)

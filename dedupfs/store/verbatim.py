@@ -1,0 +1,53 @@
+"""Turning a finished file into a verbatim pack. Knows files and the index, no names of users.
+
+Source: docs/format.md, "Verbatim packs" and "Write order".
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dedupfs.errors import UsageError
+from dedupfs.format.keys import META_MAKING, encode_pack_key
+from dedupfs.format.pack import CHUNK_BYTES_MAX
+from dedupfs.model import Extent, PackKind
+from dedupfs.store.db import Database, Table
+from dedupfs.store.disk import Disk, File
+from dedupfs.store.layout import Layout
+from dedupfs.store.openpack import PACK_COUNTER
+from dedupfs.store.packs import PackFiles
+from dedupfs.store.transaction import Transaction
+
+
+def check_chunks(chunks: Sequence[tuple[int, Extent]], file_bytes: int) -> None:
+    """Check that chunks rise, do not overlap and lie in the file.
+
+    Raises:
+        UsageError: they do not.
+    """
+    stop = 0
+    for file_offset, extent in chunks:
+        start, stop = stop, file_offset + extent.length
+        if file_offset < start or not 0 < extent.length <= CHUNK_BYTES_MAX or stop > file_bytes:
+            raise UsageError(
+                f"chunk of {extent.length} bytes at {file_offset} overlaps or leaves its file"
+            )
+
+
+def reserve_pack(db: Database, owner: bytes) -> int:
+    """Take a pack number; until the pack has a row, ``owner`` is noted as making it."""
+    with db.writing() as own:
+        txn = Transaction(own)
+        pack = txn.next_number(PACK_COUNTER)
+        txn.put(Table.META, META_MAKING + encode_pack_key(pack), owner)
+    return pack
+
+
+def link_pack(layout: Layout, disk: Disk, files: PackFiles, file: File, pack: int) -> Path:
+    """Give a finished file its name as a verbatim pack, durably; return that name."""
+    path = layout.pack(pack, PackKind.VERBATIM)
+    files.make_directory(path)
+    disk.chmod(file.path, 0o400)
+    disk.fsync(file)
+    disk.link(file.path, path)
+    disk.fsync_dir(path.parent)
+    return path
