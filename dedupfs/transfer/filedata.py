@@ -1,0 +1,102 @@
+"""The bytes of one source file -> extents in the store; says when the file changed meanwhile.
+
+Decides how a file is read (inline or ahead, in a thread) and where it goes (record pack or a file
+of its own). Knows no names.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from dedupfs.model import Extent, RecordId, RecordKind
+from dedupfs.namespace.contents import total_bytes
+from dedupfs.recipe import append_extent, hole_extents
+from dedupfs.store import Store
+from dedupfs.transfer.reader import Block, ReadAhead, read_blocks
+from dedupfs.transfer.verbatim import LargeFile
+
+INLINE_BYTES_MAX = 1 << 20
+"""A thread costs more than it gains for files smaller than this."""
+READS_MAX = 2
+
+OnBlock = Callable[[int, Sequence[Extent]], None]
+"""Hears of the file bytes of each block, and of the extents that are in the store by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file's extents, its status when reading began, and whether it held still."""
+
+    extents: Sequence[Extent]
+    status: os.stat_result
+    is_stable: bool
+
+
+class FileStorer:
+    """Stores files one after the other."""
+
+    def __init__(self, store: Store, on_block: OnBlock) -> None:
+        self._store = store
+        self._on_block = on_block
+
+    def put(self, fd: int, status: os.stat_result) -> Stored:
+        """Read and store the file; once more when it changed meanwhile.
+
+        Raises:
+            OSError: the source could not be read. StoreError: the store could not take it.
+        """
+        reads = 0
+        while True:
+            extents = self._put_once(fd, status)
+            reads += 1
+            after = os.fstat(fd)
+            is_stable = _is_same(status, after) and total_bytes(extents) == after.st_size
+            if is_stable or reads == READS_MAX:
+                return Stored(extents, status, is_stable)
+            status = after
+
+    def _put_once(self, fd: int, status: os.stat_result) -> Sequence[Extent]:
+        blocks = read_blocks(fd, status, self._store.chunker, self._digest)
+        with _reading(blocks, status.st_size) as source:
+            if status.st_size >= self._store.config.verbatim_bytes_min:
+                return self._put_large(source)
+            extents: list[Extent] = []
+            for block in source:
+                self._put_block(block, extents)
+                self._on_block(block.length, extents)
+            return extents
+
+    def _digest(self, payload: memoryview) -> RecordId:
+        return self._store.digest(RecordKind.CHUNK, payload)
+
+    def _put_block(self, block: Block, extents: list[Extent]) -> None:
+        put = self._store.put
+        for length, digest, payload in block.cuts:
+            if payload is None:
+                for extent in hole_extents(length):
+                    append_extent(extents, extent)
+            else:
+                extents.append(Extent(put(RecordKind.CHUNK, payload, digest=digest), length))
+
+    def _put_large(self, source: Iterable[Block]) -> Sequence[Extent]:
+        with LargeFile(self._store) as large:
+            for block in source:
+                large.add(block)
+                self._on_block(block.length, large.extents if large.is_poured else ())
+            return large.finish()
+
+
+def _reading(blocks: Iterable[Block], size: int) -> AbstractContextManager[Iterable[Block]]:
+    if size < INLINE_BYTES_MAX:
+        return nullcontext(blocks)
+    return ReadAhead(iter(blocks))
+
+
+def _is_same(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether nothing was written in between, as far as the kernel tells."""
+    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )

@@ -1,0 +1,184 @@
+"""Walk order -> items to store: what is unchanged, what is complete, what has to be read.
+
+Opens files a little ahead of their turn, so that the disk reads them meanwhile; puts nothing.
+"""
+
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+from dedupfs.model import TreeEntry
+from dedupfs.transfer.builder import object_entry
+from dedupfs.transfer.metadata import Xattrs, object_at, read_xattrs
+from dedupfs.transfer.report import Problems
+from dedupfs.transfer.scan import FileKey
+from dedupfs.transfer.sources import NO_STAMP, KnownDirectory, KnownSources, Stamp
+from dedupfs.transfer.walk import Level, Step, Visit, Walk
+
+AHEAD_FILES_MAX = 64
+AHEAD_BYTES = 2 << 20
+"""How much of each file the kernel is asked to read before its turn."""
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(slots=True)
+class Item:
+    """One step of the import. ``fd`` >= 0: a regular file that has to be read."""
+
+    step: Step
+    level: Level
+    name: bytes
+    status: os.stat_result
+    xattrs: Xattrs = ()
+    known: KnownDirectory | None = None
+    entry: TreeEntry | None = None
+    stamp: Stamp = NO_STAMP
+    fd: int = -1
+    link_key: FileKey | None = None
+    known_link_id: bytes | None = None
+    is_unchanged: bool = False
+
+    @property
+    def path(self) -> bytes:
+        """The path from the top of the walk, for messages."""
+        return self.level.path if self.step is not Step.OBJECT else self.level.child_path(self.name)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Gatherer:
+    """Turns the visits of a walk into items."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        linked: frozenset[FileKey],
+        known: KnownSources,
+        trusted_before_ns: int,
+        problems: Problems,
+    ) -> None:
+        """``trusted_before_ns``: a file touched later may change again without a new ctime."""
+        self._walk = walk
+        self._linked = linked
+        self._known = known
+        self._trusted_before_ns = trusted_before_ns
+        self._problems = problems
+        self._stack: list[KnownDirectory] = []
+        self._met_links: set[FileKey] = set()
+
+    def items_ahead(self) -> Generator[Item, None, None]:
+        """Yield the items, having looked at up to ``AHEAD_FILES_MAX`` that come after each."""
+        items = self._items()
+        waiting: deque[Item] = deque(islice(items, AHEAD_FILES_MAX))
+        try:
+            while waiting:
+                yield waiting.popleft()
+                waiting.extend(islice(items, 1))
+        finally:
+            for item in waiting:
+                item.close()
+
+    def _items(self) -> Iterator[Item]:
+        for visit in self._walk:
+            step = visit[0]
+            if step is Step.ENTER:
+                yield self._enter(visit)
+            elif step is Step.LEAVE:
+                yield Item(*visit, known=self._stack.pop())
+            else:
+                item = self._object(visit)
+                if item is not None:
+                    yield item
+
+    def _enter(self, visit: Visit) -> Item:
+        _, level, name, _ = visit
+        known = self._known.child(self._stack[-1], name) if self._stack else self._known.top()
+        self._stack.append(known)
+        item = Item(*visit, known=known)
+        if level.fd >= 0:
+            try:
+                item.xattrs = read_xattrs(level.fd)
+            except OSError as exc:
+                self._problems.add_os_error(level.path, "its extended attributes are missing", exc)
+        return item
+
+    def _object(self, visit: Visit) -> Item | None:
+        _, level, name, status = visit
+        item = Item(*visit)
+        item.stamp = self.stamp(status)
+        key = (status.st_dev, status.st_ino)
+        known = self._stack[-1]
+        if key in self._linked:
+            item.link_key = key
+            before = known.find(name)
+            item.known_link_id = before.content if before is not None and before.is_link else None
+            if key in self._met_links:
+                return item
+        item.entry = self._unchanged(known, name, status)
+        item.is_unchanged = item.entry is not None
+        if item.entry is None:
+            try:
+                self._open(item)
+            except OSError as exc:
+                self._problems.add_os_error(level.child_path(name), "left out", exc)
+                return None
+        if item.link_key is not None:
+            self._met_links.add(item.link_key)
+        return item
+
+    def stamp(self, status: os.stat_result) -> Stamp:
+        """Return what the next import shall compare; nothing if the file is still warm."""
+        if max(status.st_mtime_ns, status.st_ctime_ns) >= self._trusted_before_ns:
+            return NO_STAMP
+        return (status.st_ino, status.st_ctime_ns)
+
+    def _unchanged(
+        self, known: KnownDirectory, name: bytes, status: os.stat_result
+    ) -> TreeEntry | None:
+        entry = known.unchanged(name, status)
+        if entry is not None and entry.is_link:
+            entry = self._known.inode(entry)
+        if entry is None or entry.mode != status.st_mode or entry.mtime_ns != status.st_mtime_ns:
+            return None
+        return entry if not entry.is_file or entry.size == status.st_size else None
+
+    def _open(self, item: Item) -> None:
+        """Read what is not a regular file; open what is and have its first bytes read."""
+        directory_fd = item.level.fd
+        if not stat.S_ISREG(item.status.st_mode):
+            with object_at(directory_fd, item.name) as (fd, path):
+                status = os.fstat(fd)
+                if stat.S_IFMT(status.st_mode) != stat.S_IFMT(item.status.st_mode):
+                    raise OSError(errno.ESTALE, "became something else meanwhile")
+                target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
+                item.entry = object_entry(item.name, status, read_xattrs(path), target, len(target))
+            return
+        item.fd = open_source(item.name, directory_fd)
+        try:
+            item.status = os.fstat(item.fd)
+            if not stat.S_ISREG(item.status.st_mode):
+                raise OSError(errno.ESTALE, "became something else meanwhile")
+            item.xattrs = read_xattrs(item.fd)
+            item.stamp = self.stamp(item.status)
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(item.fd, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            item.close()
+            raise
+
+
+def open_source(name: bytes, directory_fd: int) -> int:
+    """Open a file for reading without leaving a trace in its atime, where that is allowed."""
+    try:
+        return os.open(name, _OPEN_FLAGS | os.O_NOATIME, dir_fd=directory_fd)
+    except PermissionError:
+        return os.open(name, _OPEN_FLAGS, dir_fd=directory_fd)

@@ -1,0 +1,166 @@
+"""A source file as a run of blocks: holes found, cut, hashed; ahead of the caller when it is large.
+
+The thread that reads ahead touches the file and pure functions only; it never sees the index.
+"""
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from dedupfs.chunking import Chunker
+from dedupfs.model import HOLE, RecordId
+
+BLOCK_BYTES = 4 << 20
+BLOCKS_AHEAD = 3
+_ZEROS = bytes(1 << 16)
+
+Digest = Callable[[memoryview], RecordId]
+
+
+class Cut(NamedTuple):
+    """One chunk of a block: its salt-0 id and bytes; a hole has neither."""
+
+    length: int
+    digest: RecordId
+    payload: memoryview | None
+
+
+class Block(NamedTuple):
+    """Neighbouring chunks of a file, from ``file_offset`` on."""
+
+    file_offset: int
+    cuts: list[Cut]
+    length: int
+
+
+def data_segments(fd: int, size: int, allocated_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that hold data; what lies between them are holes."""
+    if allocated_bytes >= size:
+        if size:
+            yield 0, size
+        return
+    stop = 0
+    while stop < size:
+        try:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            if exc.errno != errno.EINVAL:
+                raise
+            start, stop = stop, size  # a file system that does not tell
+        if start < size:
+            yield start, min(stop, size)
+
+
+def is_zero(payload: memoryview) -> bool:
+    """Whether all bytes are zero; two looks decide for nearly all real data."""
+    if payload[0] or payload[-1]:
+        return False
+    return all(
+        bytes(payload[start : start + len(_ZEROS)]) == _ZEROS[: len(payload) - start]
+        for start in range(0, len(payload), len(_ZEROS))
+    )
+
+
+def read_blocks(
+    fd: int, status: os.stat_result, chunker: Chunker, digest: Digest
+) -> Iterator[Block]:
+    """Yield the whole file, holes included, as blocks of about ``BLOCK_BYTES``.
+
+    A file that turns out shorter than its status says just ends early; the caller compares.
+    """
+    position = 0
+    for start, stop in data_segments(fd, status.st_size, status.st_blocks * 512):
+        if start > position:
+            yield hole_block(position, start - position)
+        for block in _read_segment(fd, start, stop, chunker, digest):
+            yield block
+            position = block.file_offset + block.length
+        if position < stop:
+            return
+    if position < status.st_size:
+        yield hole_block(position, status.st_size - position)
+
+
+def hole_block(file_offset: int, length: int) -> Block:
+    """Return a block of zeros."""
+    return Block(file_offset, [Cut(length, HOLE, None)], length)
+
+
+def _read_segment(
+    fd: int, start: int, stop: int, chunker: Chunker, digest: Digest
+) -> Iterator[Block]:
+    """Read ``[start, stop)``; bytes whose cut is undecided go in front of the next read."""
+    block_start = start
+    carried: memoryview | bytes = b""
+    while True:
+        wanted = min(BLOCK_BYTES, stop - start)
+        buffer = memoryview(bytearray(len(carried) + wanted))
+        buffer[: len(carried)] = carried
+        count = os.preadv(fd, [buffer[len(carried) :]], start) if wanted else 0
+        start += count
+        data = buffer[: len(carried) + count]
+        final = count == 0 or start == stop
+        cuts = []
+        offset = 0
+        for length in chunker.cut(data, final=final):
+            payload = data[offset : offset + length]
+            offset += length
+            if is_zero(payload):
+                cuts.append(Cut(length, HOLE, None))
+            else:
+                cuts.append(Cut(length, digest(payload), payload))
+        if cuts:
+            yield Block(block_start, cuts, offset)
+        block_start += offset
+        carried = data[offset:]
+        if final:
+            return
+
+
+class ReadAhead:
+    """Runs an iterator of blocks in a thread, a few blocks ahead. A context manager."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._queue: queue.Queue[Block | BaseException | None] = queue.Queue(BLOCKS_AHEAD)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
+
+    def __enter__(self) -> "ReadAhead":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopped = True
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.01)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for block in self._blocks:
+                self._queue.put(block)
+                if self._stopped:
+                    return
+        except BaseException as exc:  # noqa: BLE001  handed to the thread that waits for blocks
+            self._queue.put(exc)
+            return
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[Block]:
+        while True:
+            block = self._queue.get()
+            if block is None:
+                return
+            if isinstance(block, BaseException):
+                raise block
+            yield block

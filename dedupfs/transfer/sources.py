@@ -1,0 +1,146 @@
+"""What the last import of a directory knew: which files need not be read again.
+
+One row per directory in table SOURCES. Key: XXH3-128 of the absolute source path, then for each
+step down of the key above and the name. Value: the directory's tree id in the snapshot made then,
+its device, and for each of the tree's entries the inode number and ctime of the file it was made
+from (zeros: do not trust it). The row of the top has the links tree's id too. Rows hold no
+references: a row counts only when the tree it names is met while descending from a pinned root.
+Source: docs/format.md, "Index".
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+
+import xxhash
+
+from dedupfs.model import HOLE, ID_BYTES, RecordId, TreeEntry
+from dedupfs.namespace.trees import TreeReader, tree_id_of
+from dedupfs.store import Store, Table
+
+Stamp = tuple[int, int]
+"""Inode number and ctime in ns."""
+NO_STAMP: Stamp = (0, 0)
+_HEAD = struct.Struct("<16s16sQ")
+_STAMP = struct.Struct("<QQ")
+
+
+def top_key(directory: bytes) -> bytes:
+    """Return the key of a source directory, given by its absolute path."""
+    return xxhash.xxh3_128_digest(directory)
+
+
+def child_key(key: bytes, name: bytes) -> bytes:
+    """Return the key of subdirectory ``name`` of the directory with ``key``."""
+    return xxhash.xxh3_128_digest(key + name)
+
+
+def encode_row(
+    tree_id: RecordId, device: int, stamps: list[Stamp], links_id: RecordId | None = None
+) -> bytes:
+    """Encode a SOURCES row."""
+    head = _HEAD.pack(tree_id, links_id or HOLE, device)
+    return head + b"".join([_STAMP.pack(inode, ctime_ns) for inode, ctime_ns in stamps])
+
+
+class SourceRow:
+    """A decoded SOURCES row."""
+
+    __slots__ = ("device", "links_id", "stamps", "tree_id")
+
+    def __init__(self, row: bytes) -> None:
+        tree_id, links_id, self.device = _HEAD.unpack_from(row)
+        self.tree_id = RecordId(tree_id)
+        self.links_id = RecordId(links_id) if links_id != HOLE else None
+        self.stamps: list[Stamp] = list(_STAMP.iter_unpack(memoryview(row)[_HEAD.size :]))
+
+
+KnownEntries = dict[bytes, tuple[TreeEntry, Stamp]]
+
+
+class KnownDirectory:
+    """A directory as the last import saw it: its entries, and the stamps of what was read."""
+
+    __slots__ = ("device", "entries", "key")
+
+    def __init__(
+        self,
+        key: bytes,
+        device: int = 0,
+        entries: KnownEntries | None = None,
+    ) -> None:
+        self.key = key
+        self.device = device
+        self.entries = entries or {}
+
+    def find(self, name: bytes) -> TreeEntry | None:
+        """Return the entry that ``name`` had."""
+        found = self.entries.get(name)
+        return found[0] if found is not None else None
+
+    def unchanged(self, name: bytes, status: os.stat_result) -> TreeEntry | None:
+        """Return the entry that ``name`` had, if it is the same inode, not changed since."""
+        found = self.entries.get(name)
+        if found is None or status.st_dev != self.device:
+            return None
+        entry, stamp = found
+        return entry if stamp == (status.st_ino, status.st_ctime_ns) else None
+
+
+class KnownSources:
+    """The last import of one source directory, or nothing."""
+
+    def __init__(
+        self, store: Store, reader: TreeReader, directory: bytes, top: SourceRow | None
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._top_key = top_key(directory)
+        self._top = top
+        self.links_id = top.links_id if top is not None else None
+
+    def top(self) -> KnownDirectory:
+        """Return what is known of the source directory itself."""
+        return self._load(self._top_key, self._top.tree_id if self._top else None)
+
+    def child(self, parent: KnownDirectory, name: bytes) -> KnownDirectory:
+        """Return what is known of a subdirectory."""
+        entry = parent.find(name)
+        tree_id = tree_id_of(entry) if entry is not None and entry.is_directory else None
+        return self._load(child_key(parent.key, name), tree_id)
+
+    def _load(self, key: bytes, tree_id: RecordId | None) -> KnownDirectory:
+        if tree_id is None:
+            return KnownDirectory(key)
+        with self._store.reading() as txn:
+            row = txn.get(Table.SOURCES, key)
+        if row is None or row[:ID_BYTES] != tree_id:
+            return KnownDirectory(key)
+        known = SourceRow(row)
+        entries = list(self._reader.entries(tree_id))
+        if len(entries) != len(known.stamps):
+            return KnownDirectory(key)
+        pairs = zip(entries, known.stamps, strict=True)
+        stamped = {entry.name: (entry, stamp) for entry, stamp in pairs}
+        return KnownDirectory(key, known.device, stamped)
+
+    def inode(self, entry: TreeEntry) -> TreeEntry | None:
+        """Return the inode's entry of a hard link of the last import."""
+        return self._reader.find(self.links_id, entry.content)
+
+    def link_ids(self) -> Iterator[bytes]:
+        """Yield the link ids of the last import, in order."""
+        for entry in self._reader.entries(self.links_id):
+            yield entry.name
+
+    def keys_below(self, key: bytes, entry: TreeEntry) -> Iterator[bytes]:
+        """Yield the keys of a directory of the last import and of all directories below it."""
+        waiting = [(key, entry)]
+        while waiting:
+            key, entry = waiting.pop()
+            yield key
+            waiting += [
+                (child_key(key, child.name), child)
+                for child in self._reader.entries(tree_id_of(entry))
+                if child.is_directory
+            ]
