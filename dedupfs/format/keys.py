@@ -24,10 +24,10 @@ FREE_ROW_BYTES = _FREE.size
 REFERENCES_OFFSET = RECORD_ROW_BYTES - _REFERENCES.size
 REFERENCES_MAX = (1 << 32) - 1
 
-META_FORMAT = b"format"
 META_COUNTER = b"counter:"
 META_OPEN = b"open:"
 META_MAKING = b"making:"
+META_PUNCH = b"punch:"
 
 _KINDS = {int(kind): kind for kind in RecordKind}
 _CODECS = {int(codec): codec for codec in Codec}

@@ -12,6 +12,7 @@ from dedupfs.errors import CorruptError, MissingRecordError, StoreError
 from dedupfs.format.keys import (
     META_MAKING,
     META_OPEN,
+    META_PUNCH,
     REFERENCES_MAX,
     PackRow,
     decode_free,
@@ -171,4 +172,7 @@ def add_free(txn: WriteTxn, pack: int, start: int, stop: int) -> None:
     if after is not None:
         _pack, _start, stop, _punched = decode_free(key, after)
         txn.delete(Table.FREE, key)
-    txn.put(Table.FREE, pack_free_key(pack, start), pack_free_row(stop - start, 0))
+        txn.delete(Table.META, META_PUNCH + key)
+    key = pack_free_key(pack, start)
+    txn.put(Table.FREE, key, pack_free_row(stop - start, 0))
+    txn.put(Table.META, META_PUNCH + key, b"")

@@ -5,6 +5,7 @@ Knows no index and no record. Source: docs/format.md, "Layout" and "dedupfs.json
 
 import contextlib
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ CONFIG_NAME = "dedupfs.json"
 _DIRECTORIES = ("packs", "index", "views", "run")
 _UNFINISHED = {*_DIRECTORIES, CONFIG_NAME + ".new", "lost+found"}
 _SUFFIX = {PackKind.RECORDS: ".pack", PackKind.VERBATIM: ".file"}
+_KIND_OF_SUFFIX = {suffix: kind for kind, suffix in _SUFFIX.items()}
+_OWNER_LOCK = re.compile("[0-9a-f]{16}[.]lock")
 _PACK_BYTES_MAX_LIMIT = 1 << 40
 
 
@@ -63,9 +66,20 @@ class Layout:
         """The file of a pack: 4096 consecutive numbers share a directory."""
         return self.packs / f"{pack >> 12 & 0xFF:02x}" / f"{pack:08d}{_SUFFIX[kind]}"
 
-    def owner_lock(self, token: str) -> Path:
+    def owner_lock(self, owner: bytes) -> Path:
         """The lock file of a process."""
-        return self.run / f"{token}.lock"
+        return self.run / f"{owner[1:].decode('ascii', 'replace')}.lock"
+
+    def owner_of_lock(self, name: str) -> bytes | None:
+        """Return the owner whose lock file has this name; None for other files."""
+        return b"p" + name[:16].encode() if _OWNER_LOCK.fullmatch(name) else None
+
+    def pack_of(self, name: str) -> tuple[int, PackKind] | None:
+        """Return number and kind of the pack whose file has this name; None for other files."""
+        stem, dot, suffix = name.partition(".")
+        if not stem.isascii() or not stem.isdigit() or dot + suffix not in _KIND_OF_SUFFIX:
+            return None
+        return int(stem), _KIND_OF_SUFFIX[dot + suffix]
 
 
 def make_config(

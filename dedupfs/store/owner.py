@@ -14,9 +14,7 @@ from dedupfs.store.disk import Disk, File
 from dedupfs.store.layout import Layout
 
 OWNER_PREFIX = b"p"
-VIEW_PREFIX = b"v"
 _TOKEN_BYTES = 8
-OWNER_BYTES = len(OWNER_PREFIX) + 2 * _TOKEN_BYTES
 
 
 class Owner:
@@ -25,15 +23,14 @@ class Owner:
     def __init__(self, layout: Layout, disk: Disk) -> None:
         self._layout = layout
         self._disk = disk
-        self._token = secrets.token_hex(_TOKEN_BYTES)
         self._file: File | None = None
-        self.name = OWNER_PREFIX + self._token.encode()
+        self.name = OWNER_PREFIX + secrets.token_hex(_TOKEN_BYTES).encode()
 
     def claim(self) -> None:
         """Take the lock, so that others see this process alive."""
         if self._file is not None:
             return
-        path = self._layout.owner_lock(self._token)
+        path = self._layout.owner_lock(self.name)
         while True:
             file = self._disk.open(path, create=True)
             if not self._disk.lock(file):
@@ -69,8 +66,7 @@ def _command_line() -> str:
 
 def is_dead(layout: Layout, disk: Disk, owner: bytes) -> bool:
     """Whether the process that ``owner`` names has ended; its lock file is removed if so."""
-    token = owner[len(OWNER_PREFIX) :].decode("ascii", "replace")
-    path = layout.owner_lock(token)
+    path = layout.owner_lock(owner)
     try:
         file = disk.open(path, write=True)
     except FileNotFoundError:

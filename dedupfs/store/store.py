@@ -69,6 +69,7 @@ class Store:
         config: dedupfs.json.
         chunker: cuts as every process of this store does.
         owner: names this process in ``Transaction.pin``; such pins die with the process.
+        punches: False once the file system has refused to punch a hole.
     """
 
     def __init__(self, path: Path, config: StoreConfig, db: Database, disk: Disk) -> None:
@@ -91,6 +92,7 @@ class Store:
         self.reader = Reader(disk, self._files, self.digest, self._rows, self._packs.read_unflushed)
         self._active: Transaction | None = None
         self._active_thread = 0
+        self.punches = True
 
     @classmethod
     def create(
@@ -400,7 +402,7 @@ class Store:
         if self._pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
             raise StoreFullError(f"{self.path}: the disk is full")
         with self.db.writing() as raw:
-            txn = Transaction(raw)
+            txn = Transaction(raw, self._owner)
             self._active, self._active_thread = txn, threading.get_ident()
             try:
                 yield txn

@@ -10,13 +10,15 @@ from dedupfs.errors import StoreError
 from dedupfs.format.keys import META_COUNTER, decode_count, encode_count, split_pin_key
 from dedupfs.model import RecordId
 from dedupfs.store.db import Table, WriteTxn
+from dedupfs.store.owner import Owner
 
 
 class Transaction(WriteTxn):
     """The one write transaction of all processes; made by ``Store.transaction``."""
 
-    def __init__(self, txn: WriteTxn) -> None:
+    def __init__(self, txn: WriteTxn, owner: Owner | None = None) -> None:
         super().__init__(txn.raw, txn.handles)
+        self._owner = owner
         self.deltas: Counter[RecordId] = Counter()
 
     def next_number(self, counter: str) -> int:
@@ -40,6 +42,8 @@ class Transaction(WriteTxn):
 
         Pins are counted. A process's pins die with it, a view's are released by its owner.
         """
+        if self._owner is not None and owner == self._owner.name:
+            self._owner.claim()
         key = owner + record_id
         row = self.get(Table.PINS, key)
         count = decode_count(row) if row is not None else 0
