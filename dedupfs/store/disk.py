@@ -98,6 +98,10 @@ class Disk(Protocol):
         """Give the blocks of ``[start, stop)`` back; False when the file system cannot."""
         ...
 
+    def is_solid(self, file: File, start: int, stop: int) -> bool:
+        """Whether no part of ``[start, stop)`` is known to be a hole."""
+        ...
+
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         """Keep ``spare_bytes`` allocated behind the end of a file; False when the disk is full."""
         ...
@@ -222,6 +226,14 @@ class RealDisk:
         if number in _NO_HOLES:
             return False
         raise _translate(OSError(number, os.strerror(number)), "cannot punch", file.path)
+
+    def is_solid(self, file: File, start: int, stop: int) -> bool:
+        try:
+            return os.lseek(file.fd, start, os.SEEK_HOLE) >= stop
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # start is behind the end
+                return False
+            raise _translate(exc, "cannot seek in", file.path) from exc
 
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         with _translated("cannot reserve", path):

@@ -264,6 +264,10 @@ class Reader:
         self._verified.add(pack, offset, offset + stored_bytes)
         return True
 
+    def open_pack(self, pack: int) -> File:
+        """Return the open file of a pack of either kind; CorruptError when it is missing."""
+        return self._files.get(pack)
+
     def forget_pack(self, pack: int) -> None:
         """Drop what is remembered of a pack that goes."""
         self._files.forget(pack)

@@ -146,7 +146,7 @@ def _read_candidates(store: Store, limit: int) -> tuple[list[_Dead], set[bytes]]
                 found = _references(store, record_id, row) if row is not None else []
             except MissingRecordError:
                 continue
-            except CorruptError as exc:
+            except StoreError as exc:
                 log.error("dead record kept id=%s: %s", record_id.hex(), exc)
                 skipped.add(key)
                 continue
