@@ -36,7 +36,7 @@ from dedupfs.model import (
 from dedupfs.recipe import Piece
 from dedupfs.store.codec import Encoder, decode
 from dedupfs.store.commit import lost_error, plan_commit, write_plan
-from dedupfs.store.db import Database, ReadTxn
+from dedupfs.store.db import Database, ReadTxn, Table
 from dedupfs.store.disk import Buffer, Disk, File, RealDisk
 from dedupfs.store.layout import (
     Layout,
@@ -52,6 +52,8 @@ from dedupfs.store.pending import Pending, VerbatimPack, place_of
 from dedupfs.store.reader import Reader
 from dedupfs.store.transaction import Transaction
 from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
+
+__all__ = ["ReadTxn", "Store", "Table", "Transaction"]
 
 _SPARE_BYTES = 8 << 20
 """Kept allocated behind the index, so that a full disk still takes transactions that free space."""
@@ -273,6 +275,10 @@ class Store:
             if place_of(again) == place_of(row):
                 raise
         return bytes(self.reader.payload(record_id, again))
+
+    def has(self, record_id: RecordId) -> bool:
+        """Whether some record, pending ones included, has this id."""
+        return record_id in self._pending.rows or self.db.record_row(record_id) is not None
 
     def locate(self, record_id: RecordId) -> Location:
         """Return where a record lies.
