@@ -99,5 +99,6 @@ def log_to(path: Path) -> None:
 
 
 def log_to_stderr() -> None:
-    """Set up the log of a daemon."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    """Set up the log of a daemon, in place of a command's; DEBUG stays if it was asked for."""
+    level = min(logging.INFO, logging.getLogger().level)
+    logging.basicConfig(level=level, format=LOG_FORMAT, force=True)

@@ -6,7 +6,6 @@ alone. Specified in docs/cli.md.
 
 import ctypes
 import functools
-import json
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from dedupfs.cli import background
+from dedupfs.cli import background, output
 from dedupfs.errors import MountError, UsageError
 from dedupfs.fuse import mountpoints
 from dedupfs.namespace import live
@@ -127,7 +126,7 @@ def umount(mountpoint: Path) -> None:
     daemon = live.daemon_at(Path(found.source), found.mountpoint)
     if daemon is None and mountpoints.is_stale(found):
         cleared = mountpoints.clear_stale(found.mountpoint)
-        click.echo(f"{mountpoint}: its daemon was dead; {cleared} mount(s) taken away", err=True)
+        output.note(f"the daemon of {mountpoint} was dead; {cleared} dead mount(s) taken away")
         return
     if daemon is None:
         mountpoints.unmount(found.mountpoint)
@@ -164,7 +163,8 @@ def commit(
         done = _commit_directory(found, Path(os.path.realpath(where)), request)
     else:
         done = _commit_view(where, view or DEFAULT_VIEW, request)
-    click.echo(f"{done.name}: {done.entries} entries, {done.logical_bytes} bytes")
+    size = output.size(done.logical_bytes)
+    click.echo(f"{done.name}: {done.entries:,} entries, {size}")
 
 
 def _parse_tags(tags: tuple[str, ...]) -> dict[str, str]:
@@ -248,26 +248,33 @@ def list_(store: Path, as_json: bool) -> None:
     from dedupfs.namespace.views import list_views, view_owner
     from dedupfs.store.store import Store
 
-    rows = []
     with Store.open(store) as opened:
-        for row in list_views(opened):
-            owner = view_owner(opened, row.name)
-            rows.append(
-                {
-                    "name": row.name,
-                    "base": row.base or None,
-                    "created_ns": row.created_ns,
-                    "pid": owner.pid if owner else None,
-                    "mountpoint": owner.mountpoint if owner else None,
-                }
-            )
+        found = [(row, view_owner(opened, row.name)) for row in list_views(opened)]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        output.print_json_array(
+            {
+                "name": row.name,
+                "base": row.base or None,
+                "created_ns": row.created_ns,
+                "pid": owner.pid if owner else None,
+                "mountpoint": owner.mountpoint if owner else None,
+            }
+            for row, owner in found
+        )
         return
-    for row_ in rows:
-        base = row_["base"] or "all snapshots"
-        where = f"mounted on {row_['mountpoint']} (pid {row_['pid']})" if row_["pid"] else "idle"
-        click.echo(f"{row_['name']}\t{base}\t{where}")
+    output.print_table(
+        ("VIEW", "BASE", "CREATED", "PID", "MOUNTED ON"),
+        [
+            (
+                row.name,
+                row.base or "(all snapshots)",
+                output.time_text(row.created_ns),
+                str(owner.pid) if owner else "",
+                owner.mountpoint if owner else "",
+            )
+            for row, owner in found
+        ],
+    )
 
 
 @view.command()

@@ -13,9 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from dedupfs.namespace.view import Caller, View
 
-from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError
+from dedupfs.errors import DedupfsError, NamespaceError, NoAttributeError, NotFoundError
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -24,6 +23,8 @@ from dedupfs.fuse.attrs import (
     to_entry,
     to_statvfs,
 )
+from dedupfs.namespace import acl
+from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,22 @@ def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
     return answered
 
 
+def traced(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Log every call of ``handler``; wrapped around it only when somebody wants to see that."""
+
+    @functools.wraps(handler)
+    async def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            answer = await handler(*args, **kwargs)
+        except pyfuse3.FUSEError as exc:
+            log.debug("%s%.200r errno=%d", handler.__name__, args, exc.errno)
+            raise
+        log.debug("%s%.200r", handler.__name__, args)
+        return answer
+
+    return told
+
+
 class Operations(pyfuse3.Operations):
     """One view behind one mount.
 
@@ -63,6 +80,7 @@ class Operations(pyfuse3.Operations):
     """
 
     enable_writeback_cache = False
+    supports_dot_lookup = False  # a view is not asked for "." and ".."
     enable_acl = True  # the kernel checks ACLs; the view keeps them in step with mode bits
 
     def __init__(self, view: View, on_init: Callable[[], None] = lambda: None) -> None:
@@ -70,6 +88,9 @@ class Operations(pyfuse3.Operations):
         self._view = view
         self._on_init = on_init
         self._volatile_handles: set[int] = set()
+        if log.isEnabledFor(logging.DEBUG):
+            for name in _HANDLERS:
+                setattr(self, name, traced(getattr(self, name)))
 
     def init(self) -> None:
         """Tell the owner that the kernel's INIT is being answered."""
@@ -77,6 +98,16 @@ class Operations(pyfuse3.Operations):
 
     def _timeout_s(self, directory: int) -> float:
         return VOLATILE_S if self._view.is_volatile(directory) else FOREVER_S
+
+    def _masked(self, directory: int, mode: int, ctx: pyfuse3.RequestContext) -> int:
+        """Apply the umask, which the kernel left to us; a default ACL replaces it: acl(5)."""
+        if not mode & ctx.umask:
+            return mode
+        try:
+            self._view.getxattr(directory, acl.DEFAULT)
+        except NoAttributeError:
+            return mode & ~ctx.umask
+        return mode
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -96,14 +127,16 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        attr = self._view.mknod(parent_inode, name, mode, rdev, _caller(ctx))
+        allowed = self._masked(parent_inode, mode, ctx)
+        attr = self._view.mknod(parent_inode, name, allowed, rdev, _caller(ctx))
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        attr = self._view.mkdir(parent_inode, name, mode, _caller(ctx))
+        allowed = self._masked(parent_inode, mode, ctx)
+        attr = self._view.mkdir(parent_inode, name, allowed, _caller(ctx))
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
@@ -190,7 +223,8 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        handle, attr = self._view.create(parent_inode, name, mode, _caller(ctx))
+        allowed = self._masked(parent_inode, mode, ctx)
+        handle, attr = self._view.create(parent_inode, name, allowed, _caller(ctx))
         entry = to_entry(attr, self._timeout_s(parent_inode))
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), entry
 
@@ -262,6 +296,9 @@ class Operations(pyfuse3.Operations):
             self._view.forget(inode_list)
         except Exception:  # nobody waits for an answer, and none may be raised
             log.critical("bug op=forget args=%r", inode_list, exc_info=True)
+
+
+_HANDLERS = [name for name, member in vars(Operations).items() if hasattr(member, "__wrapped__")]
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

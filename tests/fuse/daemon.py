@@ -1,0 +1,46 @@
+"""A daemon for the tests: serves in the foreground and says "ready" on standard output.
+
+    python -m tests.fuse.daemon STORE MOUNTPOINT '{"view": "default", "user": 65534, ...}'
+
+What goes wrong before that is one line on standard error, "ErrorClass: message".
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from dedupfs.errors import DedupfsError
+from dedupfs.fuse import server
+from tests.fuse.harness import become
+
+
+def say(stream: TextIO, line: str) -> None:
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+def main(store: str, mountpoint: str, options: dict[str, Any]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.chdir("/")
+    user = options.pop("user", None)
+    if user is not None:
+        become(user)
+    try:
+        server.ensure_store(Path(store))
+        server.serve(
+            Path(store),
+            Path(mountpoint),
+            server.MountOptions(**options),
+            lambda: say(sys.stdout, "ready"),
+        )
+    except DedupfsError as exc:
+        say(sys.stderr, f"{type(exc).__name__}: {exc}")
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))

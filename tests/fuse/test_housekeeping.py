@@ -1,0 +1,69 @@
+"""A view is folded when it wants to be, one fold at a time, and a failure ends nothing.
+
+Method: trio's clock jumps to the next timer, so hours pass in no time.
+"""
+
+import threading
+
+import pytest
+
+trio = pytest.importorskip("trio")
+testing = pytest.importorskip("trio.testing")
+pytest.importorskip("pyfuse3")
+
+from dedupfs.errors import StoreFullError  # noqa: E402
+from dedupfs.fuse.housekeeping import RETRY_INTERVAL_S, Housekeeper  # noqa: E402
+from tests.fuse.fakes import FakePlan, FakeView  # noqa: E402
+
+
+async def test_it_folds_only_when_wanted(autojump_clock: object) -> None:
+    view = FakeView()
+    with trio.move_on_after(3600):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == []
+    view.fold_wanted = True
+    with trio.move_on_after(10):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == ["prepare_fold", "fold"]
+
+
+@pytest.mark.allow_log("fold failed, will be tried again", "bug in fold")
+@pytest.mark.parametrize("error", [StoreFullError("disk full"), ZeroDivisionError()])
+async def test_a_failure_is_tried_again_later(autojump_clock: object, error: Exception) -> None:
+    view = FakeView()
+    view.fold_wanted = True
+    view.fail_with("prepare_fold", error)
+    with trio.move_on_after(RETRY_INTERVAL_S / 2):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == ["prepare_fold"]
+    with trio.move_on_after(RETRY_INTERVAL_S * 2):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == ["prepare_fold", "prepare_fold", "fold"]
+
+
+async def test_a_commit_waits_for_a_fold_that_is_under_way() -> None:
+    view = FakeView()
+    entered, go_on = threading.Event(), threading.Event()
+    preparing = 0
+
+    def slow_prepare() -> FakePlan:
+        nonlocal preparing
+        preparing += 1
+
+        def work() -> bytes:
+            entered.set()
+            assert go_on.wait(60)
+            return b""
+
+        return FakePlan(work)
+
+    view.prepare_fold = slow_prepare  # type: ignore[method-assign]
+    keeper = Housekeeper(view.as_view())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.fold)
+        await trio.to_thread.run_sync(entered.wait)
+        nursery.start_soon(keeper.commit, "s", b"", {})
+        await testing.wait_all_tasks_blocked()
+        assert preparing == 1
+        go_on.set()
+    assert view.calls == ["fold", "commit"]
