@@ -48,9 +48,12 @@ class LargeFile:
     def __enter__(self) -> "LargeFile":
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with _disk_errors(self._path):
-            self._fd = os.open(self._path, flags, 0o600)
-            flock(self._fd, LOCK_EX | LOCK_NB)
-        return self
+            while True:
+                self._fd = os.open(self._path, flags, 0o600)
+                flock(self._fd, LOCK_EX)
+                if os.fstat(self._fd).st_nlink:
+                    return self
+                os.close(self._fd)  # gc took it for a dead import's before it was locked
 
     def __exit__(self, *exc_info: object) -> None:
         if self._syncer is not None:

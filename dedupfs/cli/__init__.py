@@ -1,0 +1,14 @@
+"""The command line: argv -> one call -> text and an exit code. The only place that exits.
+
+``main`` maps every failure to one line on standard error and the code that docs/cli.md lists.
+"""
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in ``argv`` (default: the process's own) and return its exit code."""
+    from dedupfs.cli.app import app
+    from dedupfs.cli.failures import run
+
+    return run(app, argv)

@@ -1,0 +1,8 @@
+"""``python -m dedupfs.cli``: the same as the command ``dedupfs``."""
+
+import sys
+
+from dedupfs.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The group of all commands. Loads a command's module only when that command runs.
+
+So ``dedupfs --help`` is quick, and a missing library breaks only the commands that need it.
+"""
+
+import importlib
+
+import click
+
+from dedupfs import __version__
+
+SNAPSHOTS = "dedupfs.cli.snapshots"
+BROWSING = "dedupfs.cli.browsing"
+TRANSFERS = "dedupfs.cli.transfers"
+STORES = "dedupfs.cli.stores"
+MOUNTS = "dedupfs.cli.mounts"
+
+Section = dict[str, tuple[str, str]]
+
+SECTIONS: dict[str, Section] = {
+    "In and out": {
+        "import": (TRANSFERS, "Make a snapshot of a directory."),
+        "export": (TRANSFERS, "Restore a snapshot to a directory or a tar stream."),
+    },
+    "Mounts and views": {
+        "mount": (MOUNTS, "Mount a view of a store."),
+        "umount": (MOUNTS, "Unmount and wait until all is put away."),
+        "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
+        "view": (MOUNTS, "List and remove the views of a store."),
+    },
+    "Snapshots": {
+        "ls": (BROWSING, "List snapshots, or a directory of one."),
+        "cat": (BROWSING, "Print files of a snapshot."),
+        "find": (BROWSING, "Find names in snapshots."),
+        "diff": (BROWSING, "Show what differs between two snapshots."),
+        "clone": (SNAPSHOTS, "Make a second snapshot of the same content."),
+        "rename": (SNAPSHOTS, "Give a snapshot another name."),
+        "tag": (SNAPSHOTS, "Show or change a snapshot's tags."),
+        "pin": (SNAPSHOTS, "Protect snapshots from removal."),
+        "unpin": (SNAPSHOTS, "End the protection of snapshots."),
+        "rm": (SNAPSHOTS, "Remove snapshots and free their space."),
+    },
+    "The store": {
+        "init": (STORES, "Make an empty store."),
+        "stats": (STORES, "Show what a store holds and takes."),
+        "du": (STORES, "Show what each snapshot takes."),
+        "gc": (STORES, "Free the space of what nothing refers to."),
+        "check": (STORES, "Verify that index, packs and trees agree."),
+        "scrub": (STORES, "Read everything and verify each byte."),
+        "reindex": (STORES, "Rebuild the index from the packs."),
+    },
+    "The shell": {
+        "completion": (STORES, "Print the script that completes commands in a shell."),
+    },
+}
+COMMANDS: Section = {
+    name: place for section in SECTIONS.values() for name, place in section.items()
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by name, imported on use, listed by section."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return all names, without importing anything."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        commands: list[click.Command] = module.COMMANDS
+        return next((command for command in commands if command.name == cmd_name), None)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections of the help text from the table above."""
+        width = max(map(len, COMMANDS))
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name.ljust(width), text) for name, (_, text) in section.items()]
+                )
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"dedupfs {__version__}")
+        ctx.exit()
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, envvar="DEDUPFS_DEBUG", help="Log, and show tracebacks.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def app(debug: bool) -> None:
+    """One deduplicated store of snapshots, mounted as any number of isolated writable views.
+
+    \b
+    Example:
+      dedupfs init store/
+      dedupfs import store/ /data/ckpt-1000 step-1000
+      dedupfs mount store/ /mnt
+      dedupfs umount /mnt
+    """
+    import logging
+
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="dedupfs: %(name)s: %(message)s" if debug else "dedupfs: %(message)s",
+    )

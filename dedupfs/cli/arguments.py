@@ -1,0 +1,95 @@
+"""Arguments that commands share, and how they are completed. Imports nothing heavy by itself."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from dedupfs.errors import DedupfsError, UsageError
+
+if TYPE_CHECKING:
+    from dedupfs.model import SnapshotInfo, TreeEntry
+    from dedupfs.namespace.trees import TreeReader
+    from dedupfs.store import Store
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with exact bytes.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+
+
+def complete_snapshot(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the names of the store's snapshots that begin so; nothing when it cannot be opened."""
+    path = ctx.params.get("store")
+    if path is None:
+        return []
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    try:
+        with open_store(path) as store:
+            names = [info.name for info in SnapshotCatalog(store).list()]
+    except DedupfsError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def snapshot_argument(name: str, metavar: str, **settings: object) -> Callable[[Command], Command]:
+    """Return an argument that is completed with snapshot names."""
+    return click.argument(
+        name,
+        metavar=metavar,
+        shell_complete=complete_snapshot,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def open_store(path: Path) -> "Store":
+    """Open the store at ``path``."""
+    from dedupfs.store import Store
+
+    return Store.open(path)
+
+
+def parse_tags(pairs: Iterable[str], option: str = "--tag ") -> dict[str, str]:
+    """Return the tags that ``KEY=VALUE`` arguments set.
+
+    Raises:
+        UsageError: one has no ``=`` or no key.
+    """
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option}{pair!r} is not of the form KEY=VALUE")
+        tags[key] = value
+    return tags
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A snapshot and an object in it. ``entry`` has its hard link resolved."""
+
+    info: "SnapshotInfo"
+    path: bytes
+    entry: "TreeEntry"
+
+
+def find_place(store: "Store", reader: "TreeReader", text: str) -> Place:
+    """Return what ``SNAPSHOT[:PATH]`` names.
+
+    Raises:
+        NotFoundError, NotADirectoryNameError: there is no such thing.
+    """
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    name, _, path_text = text.partition(":")
+    path = os.fsencode(path_text).strip(b"/")
+    info = SnapshotCatalog(store).get(name)
+    return Place(info, path, reader.walk_path(info.root, path))

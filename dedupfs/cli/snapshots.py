@@ -1,0 +1,183 @@
+"""Commands that change the catalogue: rm, rename, clone, tag, pin, unpin.
+
+Specified in docs/cli.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dedupfs.cli import output
+from dedupfs.cli.arguments import (
+    DRY_RUN,
+    JSON,
+    STORE,
+    open_store,
+    parse_tags,
+    snapshot_argument,
+)
+from dedupfs.cli.browsing import tags_text
+
+if TYPE_CHECKING:
+    from dedupfs.store import Store
+
+NAMES = snapshot_argument("names", "NAME...", nargs=-1, required=True)
+
+
+@click.command()
+@STORE
+@NAMES
+@DRY_RUN
+@click.option("--no-gc", is_flag=True, help="Leave freeing the space to a later gc.")
+@JSON
+def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json: bool) -> None:
+    """Remove the snapshots NAME from STORE and free what only they held.
+
+    Views that were made from a snapshot keep it. A pinned snapshot is not removed.
+
+    \b
+    Examples:
+      dedupfs rm --dry-run store/ step-1000 step-2000
+      dedupfs rm store/ step-1000
+    """
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    with open_store(store) as opened:
+        wanted = tuple(dict.fromkeys(names))
+        freed: int | None
+        if dry_run:
+            freed = _would_free(opened, wanted)
+        else:
+            SnapshotCatalog(opened).remove(wanted)
+            freed = None if no_gc else _collect(opened)
+    if as_json:
+        output.print_json({"removed": list(wanted), "dry_run": dry_run, "freed_bytes": freed})
+        return
+    for name in wanted:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
+    if freed is None:
+        click.echo(f"the space is freed by: dedupfs gc {store}")
+    else:
+        click.echo(f"{'would free' if dry_run else 'freed'} {output.size(freed)}")
+
+
+def _would_free(store: "Store", names: Sequence[str]) -> int:
+    from dedupfs.errors import UsageError
+    from dedupfs.maintenance.usage import exclusive_bytes
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    catalog = SnapshotCatalog(store)
+    pinned = [name for name in names if catalog.get(name).pinned]
+    if pinned:
+        raise UsageError(f"{', '.join(pinned)} is pinned: dedupfs unpin {store.path} {pinned[0]}")
+    return exclusive_bytes(store, names).stored_bytes
+
+
+def _collect(store: "Store") -> int:
+    from dedupfs.maintenance.gc import collect
+
+    with output.meter("freeing", is_bytes=False) as bar:
+        return collect(store, progress=bar.update).stored_bytes
+
+
+@click.command()
+@STORE
+@snapshot_argument("snapshot", "SNAPSHOT")
+@click.argument("name")
+def rename(store: Path, snapshot: str, name: str) -> None:
+    """Give SNAPSHOT the new NAME.
+
+    \b
+    Example:
+      dedupfs rename store/ step-1000 best
+    """
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    with open_store(store) as opened:
+        SnapshotCatalog(opened).rename(snapshot, name)
+
+
+@click.command()
+@STORE
+@snapshot_argument("snapshot", "SNAPSHOT")
+@click.argument("name")
+def clone(store: Path, snapshot: str, name: str) -> None:
+    """Make NAME, a second snapshot with the content of SNAPSHOT, at once and at no cost.
+
+    \b
+    Example:
+      dedupfs clone store/ step-1000 before-cleanup
+    """
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    with open_store(store) as opened:
+        SnapshotCatalog(opened).clone(snapshot, name)
+
+
+@click.command()
+@STORE
+@snapshot_argument("snapshot", "SNAPSHOT")
+@click.argument("changes", metavar="[KEY=VALUE...]", nargs=-1)
+@click.option("--remove", "removed", metavar="KEY", multiple=True, help="Remove a tag; repeatable.")
+@JSON
+def tag(
+    store: Path, snapshot: str, changes: tuple[str, ...], removed: tuple[str, ...], as_json: bool
+) -> None:
+    """Set or remove tags of SNAPSHOT, and show the tags it has then.
+
+    \b
+    Examples:
+      dedupfs tag store/ step-1000
+      dedupfs tag store/ step-1000 loss=1.93 run=a7 --remove draft
+    """
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    tags = parse_tags(changes, "")
+    with open_store(store) as opened:
+        catalog = SnapshotCatalog(opened)
+        changed = tags or removed
+        info = catalog.tag(snapshot, tags, removed) if changed else catalog.get(snapshot)
+    if as_json:
+        output.print_json(dict(info.tags))
+    elif info.tags:
+        click.echo(tags_text(info.tags))
+
+
+@click.command()
+@STORE
+@NAMES
+def pin(store: Path, names: tuple[str, ...]) -> None:
+    """Protect the snapshots NAME: rm refuses them until unpin.
+
+    \b
+    Example:
+      dedupfs pin store/ step-1000
+    """
+    _pin(store, names, pinned=True)
+
+
+@click.command()
+@STORE
+@NAMES
+def unpin(store: Path, names: tuple[str, ...]) -> None:
+    """End the protection of the snapshots NAME.
+
+    \b
+    Example:
+      dedupfs unpin store/ step-1000
+    """
+    _pin(store, names, pinned=False)
+
+
+def _pin(store: Path, names: Sequence[str], *, pinned: bool) -> None:
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+
+    with open_store(store) as opened:
+        catalog = SnapshotCatalog(opened)
+        for name in names:
+            catalog.pin(name, pinned)
+
+
+COMMANDS: list[click.Command] = [rm, rename, clone, tag, pin, unpin]

@@ -1,0 +1,345 @@
+"""Commands about a whole store: init, stats, du, gc, check, scrub, reindex; and completion.
+
+Specified in docs/cli.md.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import get_completion_class
+
+from dedupfs.cli import output
+from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store, snapshot_argument
+from dedupfs.cli.browsing import logical_bytes
+from dedupfs.errors import CorruptError
+
+if TYPE_CHECKING:
+    from dedupfs.maintenance.usage import StoreUsage
+    from dedupfs.store import Store
+
+
+@click.command()
+@STORE
+@click.option(
+    "--chunk-size",
+    default="64KiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Average chunk: a power of two. Smaller finds more duplicates, larger costs less.",
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["auto", "none", "zstd"]),
+    default="auto",
+    show_default=True,
+    help="auto: zstd where a sample says that it pays.",
+)
+def init(store: Path, chunk_size: str, compression: str) -> None:
+    """Make an empty store at STORE, a path that is free or an empty directory.
+
+    Neither setting can be changed later.
+
+    \b
+    Examples:
+      dedupfs init store/
+      dedupfs init store/ --chunk-size 16KiB --compression none
+    """
+    from dedupfs.store import Store
+
+    average = output.parse_size(chunk_size)
+    Store.create(store, chunk_bytes_average=average, compression=compression).close()
+    click.echo(f"made an empty store at {store}")
+
+
+@click.command()
+@STORE
+@JSON
+def stats(store: Path, as_json: bool) -> None:
+    """Show what STORE holds and what that takes.
+
+    \b
+    logical    all files of all snapshots, as they read
+    unique     their distinct chunks, before compression
+    stored     those chunks as they lie in the packs
+    trees      directories, recipes and the headers of all records
+    garbage    what gc would free now
+    free       what was freed inside packs and given back to the disk
+    ratio      logical bytes for each byte on disk
+
+    \b
+    Example:
+      dedupfs stats store/ --json
+    """
+    from dedupfs.maintenance.usage import store_usage
+
+    with open_store(store) as opened:
+        usage = store_usage(opened)
+    if as_json:
+        output.print_json(_usage_json(usage))
+        return
+    metadata = usage.metadata_stored_bytes + usage.header_bytes
+    output.print_fields(
+        [
+            ("snapshots", f"{usage.snapshots:,}"),
+            ("views", f"{usage.views:,}"),
+            ("entries", f"{usage.entries:,}"),
+            ("logical", output.size(usage.logical_bytes)),
+            ("unique", f"{output.size(usage.chunk_logical_bytes)} in {usage.chunks:,} chunks"),
+            ("stored", output.size(usage.chunk_stored_bytes)),
+            ("trees", f"{output.size(metadata)} in {usage.metadata_records:,} records"),
+            ("index", output.size(usage.index_bytes)),
+            ("garbage", output.size(usage.garbage_bytes)),
+            ("free", output.size(usage.hole_bytes)),
+            ("on disk", f"{output.size(usage.disk_bytes)} in {usage.files:,} files"),
+            ("ratio", f"{usage.ratio:.2f}"),
+        ]
+    )
+
+
+def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
+    return {
+        "snapshots": usage.snapshots,
+        "views": usage.views,
+        "entries": usage.entries,
+        "logical_bytes": usage.logical_bytes,
+        "unique_bytes": usage.chunk_logical_bytes,
+        "chunks": usage.chunks,
+        "stored_bytes": usage.chunk_stored_bytes,
+        "metadata_bytes": usage.metadata_stored_bytes,
+        "metadata_records": usage.metadata_records,
+        "header_bytes": usage.header_bytes,
+        "index_bytes": usage.index_bytes,
+        "garbage_bytes": usage.garbage_bytes,
+        "garbage_records": usage.garbage_records,
+        "free_bytes": usage.hole_bytes,
+        "disk_bytes": usage.disk_bytes,
+        "packs": usage.packs,
+        "files": usage.files,
+        "ratio": round(usage.ratio, 4),
+    }
+
+
+@click.command()
+@STORE
+@snapshot_argument("names", "[NAME...]", nargs=-1)
+@JSON
+def du(store: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Show what each snapshot of STORE takes, or what the snapshots NAME take together.
+
+    LOGICAL is the size of the files; EXCLUSIVE is what removing that snapshot alone would free.
+    With NAMEs a last line tells what removing all of them would free, which can be more than the
+    sum: chunks that only they share.
+
+    \b
+    Examples:
+      dedupfs du store/
+      dedupfs du store/ step-1000 step-2000
+    """
+    from dedupfs.maintenance.usage import exclusive_bytes
+    from dedupfs.namespace.snapshots import SnapshotCatalog
+    from dedupfs.namespace.trees import TreeReader
+
+    with open_store(store) as opened:
+        catalog = SnapshotCatalog(opened)
+        wanted = tuple(dict.fromkeys(names))
+        infos = [catalog.get(name) for name in wanted] if names else catalog.list()
+        reader = TreeReader(opened)
+        taken = [
+            (info.name, logical_bytes(reader, info), exclusive_bytes(opened, [info.name]))
+            for info in infos
+        ]
+        together = exclusive_bytes(opened, wanted) if names else None
+    if as_json:
+        listed: list[output.Json] = [
+            {"name": name, "logical_bytes": logical, "exclusive_bytes": exclusive.stored_bytes}
+            for name, logical, exclusive in taken
+        ]
+        total = None if together is None else together.stored_bytes
+        output.print_json({"snapshots": listed, "exclusive_together_bytes": total})
+        return
+    rows = [
+        (name, output.size(logical), output.size(exclusive.stored_bytes))
+        for name, logical, exclusive in taken
+    ]
+    if together is not None and len(rows) > 1:
+        rows.append(("together", "", output.size(together.stored_bytes)))
+    output.print_table(("NAME", "LOGICAL", "EXCLUSIVE"), rows, right=(1, 2))
+
+
+@click.command()
+@STORE
+@DRY_RUN
+@JSON
+def gc(store: Path, dry_run: bool, as_json: bool) -> None:
+    """Free the space of everything in STORE that nothing refers to any more.
+
+    Mounted views, readers and running imports are not disturbed.
+
+    \b
+    Examples:
+      dedupfs gc --dry-run store/
+      dedupfs gc store/
+    """
+    with open_store(store) as opened:
+        if dry_run:
+            records, freed = _garbage(opened)
+        else:
+            records, freed = _collect(opened)
+    if as_json:
+        output.print_json({"dry_run": dry_run, "records": records, "freed_bytes": freed})
+        return
+    verb = "would free" if dry_run else "freed"
+    click.echo(f"{verb} {output.size(freed)} in {output.count_text(records, 'record')}")
+
+
+def _garbage(store: "Store") -> tuple[int, int]:
+    from dedupfs.maintenance.usage import store_usage
+
+    usage = store_usage(store)
+    return usage.garbage_records, usage.garbage_bytes
+
+
+def _collect(store: "Store") -> tuple[int, int]:
+    from dedupfs.maintenance.gc import collect
+
+    with output.meter("freeing", is_bytes=False) as bar:
+        report = collect(store, progress=bar.update)
+    return report.records, report.stored_bytes
+
+
+@click.command()
+@STORE
+@JSON
+def check(store: Path, as_json: bool) -> None:
+    """Verify that the index, the packs, the trees and all reference counts of STORE agree.
+
+    Reads no file data (scrub does). The exit code is 3 when something is wrong; each problem is a
+    line that says what to do.
+
+    \b
+    Example:
+      dedupfs check store/
+    """
+    from dedupfs.maintenance.check import check as check_store
+
+    with open_store(store) as opened, output.meter("checking", is_bytes=False) as bar:
+        report = check_store(opened, progress=bar.update)
+    if as_json:
+        problems: list[output.Json] = [
+            {"code": found.code, "where": found.where, "what": found.what, "advice": found.advice}
+            for found in report.problems
+        ]
+        output.print_json(
+            {
+                "ok": report.ok,
+                "records": report.records,
+                "references": report.references,
+                "packs": report.packs,
+                "snapshots": report.snapshots,
+                "views": report.views,
+                "problems": problems,
+                "problems_left_off": report.problems_left_off,
+            }
+        )
+    else:
+        for found in report.problems:
+            click.echo(str(found))
+    if not report.ok:
+        count = len(report.problems) + report.problems_left_off
+        raise CorruptError(f"{store}: {output.count_text(count, 'problem')}")
+    if not as_json:
+        click.echo(
+            f"no problems: {output.count_text(report.records, 'record')}, "
+            f"{output.count_text(report.snapshots, 'snapshot')}, "
+            f"{output.count_text(report.packs, 'pack')}"
+        )
+
+
+@click.command()
+@STORE
+@JSON
+def scrub(store: Path, as_json: bool) -> None:
+    """Read every live byte of STORE from the disk and verify it.
+
+    Damage is told with the files that it hits; the exit code is 3 then. May run beside mounts.
+
+    \b
+    Example:
+      dedupfs scrub store/
+    """
+    from dedupfs.maintenance.scrub import scrub as scrub_store
+
+    with open_store(store) as opened, output.meter("scrubbing") as bar:
+        report = scrub_store(opened, progress=bar.update)
+    if as_json:
+        damage: list[output.Json] = [
+            {
+                "record": found.record_id.hex(),
+                "kind": found.kind.name.lower(),
+                "pack": str(found.path),
+                "pack_offset": found.pack_offset,
+                "stored_bytes": found.stored_bytes,
+                "what": found.what,
+                "uses": [str(use) for use in found.uses],
+            }
+            for found in report.damage
+        ]
+        output.print_json(
+            {
+                "ok": report.ok,
+                "records": report.records,
+                "stored_bytes": report.stored_bytes,
+                "damaged_records": report.damaged_records,
+                "damage": damage,
+            }
+        )
+    else:
+        for found in report.damage:
+            click.echo(str(found))
+    if not report.ok:
+        raise CorruptError(f"{store}: {output.count_text(report.damaged_records, 'bad record')}")
+    if not as_json:
+        click.echo(
+            f"no damage: {output.size(report.stored_bytes)} in "
+            f"{output.count_text(report.records, 'record')}"
+        )
+
+
+@click.command()
+@STORE
+def reindex(store: Path) -> None:
+    """Rebuild the index of STORE from its packs and the views' journals.
+
+    Brings back every snapshot, and every view as of its last fsync. Nothing may use the store
+    meanwhile.
+
+    \b
+    Example:
+      dedupfs reindex store/
+    """
+    from dedupfs.maintenance.reindex import reindex as reindex_store
+
+    with output.meter("reading packs") as bar:
+        report = reindex_store(store, progress=bar.update)
+    click.echo(f"rebuilt the index of {store}: {output.count_text(report.records, 'record')}")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes dedupfs in SHELL.
+
+    \b
+    Examples:
+      dedupfs completion bash > /etc/bash_completion.d/dedupfs
+      eval "$(dedupfs completion zsh)"
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    root = ctx.find_root().command
+    click.echo(found(root, {}, "dedupfs", "_DEDUPFS_COMPLETE").source())
+
+
+COMMANDS: list[click.Command] = [init, stats, du, gc, check, scrub, reindex, completion]
