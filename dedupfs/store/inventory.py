@@ -175,7 +175,7 @@ def payload_of(store: Store, record_id: RecordId, location: Location) -> bytes |
         CorruptError: damaged, or its pack is missing.
     """
     file = store.reader.open_pack(location.pack)
-    return memoryview(read_payload(store.disk, file, store.config.hash_seed, record_id, location))
+    return memoryview(read_payload(store.disk, file, store.digest, record_id, location))
 
 
 def verify(store: Store, record_id: RecordId, location: Location) -> None:

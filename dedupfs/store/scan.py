@@ -26,6 +26,7 @@ from dedupfs.format.pack import (
 from dedupfs.model import Location, RecordId, RecordKind
 from dedupfs.store import codec as codecs
 from dedupfs.store.disk import Buffer, Disk, File
+from dedupfs.store.reader import Digest
 
 _BLOCK_BYTES = 1 << 20
 
@@ -200,7 +201,7 @@ class PackScanner:
 
 
 def read_payload(
-    disk: Disk, file: File, hash_seed: int, identity: RecordId, location: Location
+    disk: Disk, file: File, digest: Digest, identity: RecordId, location: Location
 ) -> Buffer:
     """Read a record's payload from the file and verify it, whatever was verified before.
 
@@ -213,7 +214,7 @@ def read_payload(
         payload = codecs.decode(location.codec, stored, location.logical_bytes)
     except CorruptError as exc:
         raise CorruptError(f"damaged {where}: {exc}") from exc
-    actual = record_id(hash_seed, location.kind, payload, location.salt)
+    actual = digest(location.kind, payload, location.salt)
     if actual != identity:
         raise CorruptError(
             f"damaged {where}: expected digest {identity.hex()}, actual {actual.hex()}"

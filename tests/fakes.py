@@ -1,0 +1,208 @@
+"""Disks that fail: at the n-th call, for good, or as a power cut does.
+
+``FaultyDisk`` wraps another disk. It counts calls that change something, and can raise at the n-th
+one or stop for good there ("crash"). ``lose_unsynced`` then takes back every byte and every name
+that was not synced, newest first, which is the worst that a power cut is allowed to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dedupfs.errors import StoreError, StoreFullError
+from dedupfs.store.disk import Buffer, Disk, File, RealDisk
+
+
+class Crashed(BaseException):  # not an Exception: no handler of the code under test may catch it
+    """The machine stopped here."""
+
+
+@dataclass
+class _Undo:
+    """How to take one change back; ``inode`` or ``directory`` says which sync makes it stay."""
+
+    undo: Callable[[], None]
+    inode: int | None = None
+    directory: Path | None = None
+
+
+@dataclass
+class FaultyDisk:
+    """A disk with a script of faults.
+
+    Attributes:
+        crash_at: stop for good at the call with this number (the first is 1).
+        fail_at: calls with these numbers raise ``fault``, once each.
+        full: every call that needs space raises StoreFullError.
+        holes: False: the file system cannot punch.
+        calls: how many changing calls were made.
+    """
+
+    inner: Disk = field(default_factory=RealDisk)
+    crash_at: int | None = None
+    fail_at: frozenset[int] = frozenset()
+    fault: type[StoreError] = StoreError
+    full: bool = False
+    holes: bool = True
+    calls: int = 0
+    log: list[str] = field(default_factory=list)
+    _crashed: bool = False
+    _undo: list[_Undo] = field(default_factory=list)
+    _files: list[File] = field(default_factory=list)
+
+    # --- faults ------------------------------------------------------------------------------
+
+    def _step(self, what: str, path: Path, *, needs_space: bool = False) -> None:
+        if self._crashed:
+            raise Crashed
+        self.calls += 1
+        self.log.append(f"{self.calls} {what} {path.name}")
+        if self.calls == self.crash_at:
+            self._crashed = True
+            raise Crashed
+        if self.calls in self.fail_at:
+            raise self.fault(f"{what} {path}: injected")
+        if needs_space and self.full:
+            raise StoreFullError(f"{what} {path}: injected, no space")
+
+    def crash(self) -> None:
+        """Stop for good now: locks and descriptors are gone as those of a dead process."""
+        self._crashed = True
+        for file in self._files:
+            file.close()
+
+    def lose_unsynced(self) -> None:
+        """Take back everything that no sync made durable."""
+        for change in reversed(self._undo):
+            change.undo()
+        self._undo.clear()
+
+    def _keep(self, *, inode: int | None = None, directory: Path | None = None) -> None:
+        self._undo = [
+            change
+            for change in self._undo
+            if not (inode is not None and change.inode == inode)
+            and not (directory is not None and change.directory == directory)
+        ]
+
+    # --- changes -----------------------------------------------------------------------------
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> File:
+        if create and not path.exists():
+            self._step("create", path, needs_space=True)
+            self._undo.append(_Undo(lambda: path.unlink(missing_ok=True), directory=path.parent))
+        elif self._crashed:
+            raise Crashed
+        file = self.inner.open(path, write=write, create=create)
+        self._files.append(file)
+        return file
+
+    def pwrite(self, file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        self._step("write", file.path, needs_space=True)
+        length = sum(len(buffer) for buffer in buffers)
+        self._remember_bytes(file, offset, length)
+        self.inner.pwrite(file, buffers, offset)
+
+    def _remember_bytes(self, file: File, offset: int, length: int) -> None:
+        size = os.fstat(file.fd).st_size
+        old = os.pread(file.fd, length, offset)
+        copy = os.dup(file.fd)  # reaches the file whatever its name is by then
+
+        def undo() -> None:
+            os.pwrite(copy, old, offset)
+            os.ftruncate(copy, size)
+            os.close(copy)
+
+        self._undo.append(_Undo(undo, inode=os.fstat(file.fd).st_ino))
+
+    def truncate(self, file: File, length: int) -> None:
+        self._step("truncate", file.path)
+        size = os.fstat(file.fd).st_size
+        if length < size:
+            self._remember_bytes(file, length, size - length)
+        self.inner.truncate(file, length)
+
+    def punch(self, file: File, start: int, stop: int) -> bool:
+        self._step("punch", file.path)
+        if not self.holes:
+            return False
+        return self.inner.punch(file, start, stop)  # never taken back: that is the worse case
+
+    def fsync(self, file: File) -> None:
+        self._step("fsync", file.path)
+        self.inner.fsync(file)
+        self._keep(inode=os.fstat(file.fd).st_ino)
+
+    def fdatasync(self, file: File) -> None:
+        self._step("fdatasync", file.path)
+        self.inner.fdatasync(file)
+        self._keep(inode=os.fstat(file.fd).st_ino)
+
+    def fsync_dir(self, path: Path) -> None:
+        self._step("fsync_dir", path)
+        self.inner.fsync_dir(path)
+        self._keep(directory=path)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        self._step("chmod", path)
+        self.inner.chmod(path, mode)
+
+    def mkdir(self, path: Path) -> None:
+        self._step("mkdir", path, needs_space=True)
+        if not path.exists():
+            self._undo.append(_Undo(path.rmdir, directory=path.parent))
+        self.inner.mkdir(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step("rename", target)
+        self.inner.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        self._step("link", target, needs_space=True)
+        self.inner.link(source, target)
+        self._undo.append(_Undo(lambda: target.unlink(missing_ok=True), directory=target.parent))
+
+    def unlink(self, path: Path) -> None:
+        self._step("unlink", path)
+        self.inner.unlink(path)
+
+    # --- the rest ----------------------------------------------------------------------------
+
+    def pread(self, file: File, length: int, offset: int) -> bytes:
+        self._alive()
+        return self.inner.pread(file, length, offset)
+
+    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+        self._alive()
+        return self.inner.pread_cached(file, buffer, offset)
+
+    def size(self, file: File) -> int:
+        self._alive()
+        return self.inner.size(file)
+
+    def is_solid(self, file: File, start: int, stop: int) -> bool:
+        self._alive()
+        return self.inner.is_solid(file, start, stop)
+
+    def reserve(self, path: Path, spare_bytes: int) -> bool:
+        self._alive()
+        return not self.full and self.inner.reserve(path, spare_bytes)
+
+    def link_count(self, path: Path) -> int:
+        self._alive()
+        return self.inner.link_count(path)
+
+    def listdir(self, path: Path) -> list[str]:
+        self._alive()
+        return self.inner.listdir(path)
+
+    def lock(self, file: File, *, wait: bool = False) -> bool:
+        self._alive()
+        return self.inner.lock(file, wait=wait)
+
+    def _alive(self) -> None:
+        if self._crashed:
+            raise Crashed
