@@ -27,14 +27,18 @@ class Piece:
 
 
 class Recipe:
-    """The extents of one file, held as arrays so that a read is a bisect. Never changed."""
+    """The extents of one file, held as arrays so that a read is a bisect. Grows at its end only."""
 
     __slots__ = ("_stops", "ids")
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
         self.ids: list[RecordId] = []
         self._stops = array("Q")
-        stop = 0
+        self.extend(extents)
+
+    def extend(self, extents: Iterable[Extent]) -> None:
+        """Append extents at the end of the file."""
+        stop = self.size
         for extent in extents:
             stop += extent.length
             self.ids.append(extent.chunk_id)

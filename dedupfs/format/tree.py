@@ -19,7 +19,6 @@ from dedupfs.model import (
     SnapshotInfo,
     Tree,
     TreeEntry,
-    TreePage,
     ViewRoot,
 )
 

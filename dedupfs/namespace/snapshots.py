@@ -149,7 +149,7 @@ class SnapshotCatalog:
                 txn.drop_reference(old_id)
             return revised
 
-    def remove(self, names: Sequence[str]) -> list[SnapshotInfo]:
+    def remove(self, names: Sequence[str]) -> tuple[SnapshotInfo, ...]:
         """Remove snapshots; all or none. Their space is freed by ``maintenance.gc``.
 
         Raises:
@@ -175,7 +175,7 @@ class SnapshotCatalog:
                     raise NotFoundError(f"snapshot {info.name!r} was changed meanwhile; look again")
                 txn.drop_reference(old_id)
                 txn.pin(TOMBSTONE_OWNER, tombstone_id)
-        return infos
+        return tuple(infos)
 
     @staticmethod
     def _take(txn: Transaction, expected: SnapshotInfo) -> RecordId | None:

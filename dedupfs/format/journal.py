@@ -1,0 +1,202 @@
+"""A view's journal as bytes: a header, then framed records of edits. Pure.
+
+Edits state what is now true (an entry, an absence, a number), so applying one twice changes
+nothing; a record's edits are applied together or not at all. Source: docs/format.md, "Journal".
+"""
+
+import struct
+from collections.abc import Sequence
+
+import msgspec
+import xxhash
+
+from dedupfs.errors import CorruptError, FormatVersionError, TornRecordError
+from dedupfs.model import RecordId, TreeEntry
+
+MAGIC = b"DFSJRNL1"
+VERSION = 1
+_FRAME = struct.Struct("<II")  # length of the body in bytes; low 32 bits of XXH3-64 over the body
+FRAME_BYTES = _FRAME.size
+BODY_BYTES_MAX = 64 << 20
+
+
+class JournalHeader(msgspec.Struct, frozen=True, array_like=True):
+    """First record of a journal: which root its edits apply to."""
+
+    magic: bytes
+    version: int
+    view_id: int
+    name: str
+    generation: int
+    root_id: RecordId
+    next_number: int
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Inode number ``inode`` belongs to what is in ``slot`` of directory ``directory``."""
+
+    inode: int
+    directory: int
+    slot: int
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Directory ``directory`` has this entry under its name. Data of the file stays as it is."""
+
+    directory: int
+    entry: TreeEntry
+
+
+class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Directory ``directory`` has no entry ``name``.
+
+    ``hide``: in a catalogue's root, the sequence number of the snapshot of that name that is
+    hidden from now on; else 0.
+    """
+
+    directory: int
+    name: bytes
+    hide: int
+
+
+class Attributes(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """A directory's own attributes are those of ``entry`` (but for its name and content)."""
+
+    directory: int
+    entry: TreeEntry
+
+
+class Write(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Bytes of a small file, or that replace settled bytes: kept in the journal itself."""
+
+    inode: int
+    file_offset: int
+    data: bytes
+
+
+class Stage(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """From here on changed bytes of ``inode`` are in staging file ``staging``.
+
+    Behind the end of the settled (and later the adopted) extents that file alone says what the
+    bytes are, and how many; before it, the ``Write`` edits that follow do.
+    """
+
+    inode: int
+    staging: int
+
+
+class Dirty(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """``[start, stop)`` of ``inode`` is in its staging file, durably so since before this edit."""
+
+    inode: int
+    start: int
+    stop: int
+
+
+class Truncate(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """``inode`` has ``size`` bytes; what is beyond is gone, what is new is zeros."""
+
+    inode: int
+    size: int
+
+
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Bytes of ``inode`` from ``start`` on are these extents (packed), not its staging file's."""
+
+    inode: int
+    start: int
+    extents: bytes
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """All bytes of ``inode`` are ``content`` now; its staging file is no longer needed."""
+
+    inode: int
+    content: bytes
+    size: int
+
+
+class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """``inode`` has no name any more but is still open."""
+
+    inode: int
+
+
+Edit = (
+    Place | Put | Remove | Attributes | Write | Stage | Dirty | Truncate | Adopt | Settled | Orphan
+)
+
+
+class Edits(msgspec.Struct, frozen=True, array_like=True):
+    """One record: what one request did, and when (for the times of directories and files)."""
+
+    time_ns: int
+    edits: tuple[Edit, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(JournalHeader)
+_edits_decoder = msgspec.msgpack.Decoder(Edits)
+
+
+def _frame(body: bytes) -> bytes:
+    return _FRAME.pack(len(body), xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF) + body
+
+
+def encode_header(header: JournalHeader) -> bytes:
+    """Encode the first record of a journal."""
+    return _frame(_encoder.encode(header))
+
+
+def encode_edits(time_ns: int, edits: Sequence[Edit]) -> bytes:
+    """Encode one record of edits, frame included."""
+    return _frame(_encoder.encode(Edits(time_ns, tuple(edits))))
+
+
+def _body(journal: bytes, journal_offset: int) -> bytes:
+    if len(journal) - journal_offset < FRAME_BYTES:
+        raise TornRecordError(f"the journal ends inside a frame at {journal_offset=}")
+    length, check = _FRAME.unpack_from(journal, journal_offset)
+    start = journal_offset + FRAME_BYTES
+    if length > BODY_BYTES_MAX:
+        raise CorruptError(f"a journal record of {length} bytes at {journal_offset=}")
+    if len(journal) - start < length:
+        raise TornRecordError(f"the journal ends inside a record at {journal_offset=}")
+    body = journal[start : start + length]
+    if xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF != check:
+        raise CorruptError(f"bad checksum of the journal record at {journal_offset=}")
+    return body
+
+
+def decode_header(journal: bytes) -> tuple[JournalHeader, int]:
+    """Decode the header and return it with the offset of the first record of edits.
+
+    Raises:
+        TornRecordError: the journal ends before its header does.
+        CorruptError: it is no journal. FormatVersionError: a newer dedupfs wrote it.
+    """
+    body = _body(journal, 0)
+    try:
+        header = _header_decoder.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise CorruptError(f"not a journal header: {exc}") from exc
+    if header.magic != MAGIC:
+        raise CorruptError("not a journal: bad magic")
+    if header.version > VERSION:
+        raise FormatVersionError(f"journal version {header.version}; this dedupfs reads {VERSION}")
+    return header, FRAME_BYTES + len(body)
+
+
+def decode_edits(journal: bytes, journal_offset: int) -> tuple[Edits, int]:
+    """Decode the record at ``journal_offset`` and return it with the offset of the next one.
+
+    Raises:
+        TornRecordError: a crash cut the append short.
+        CorruptError: the checksum or the format is wrong.
+    """
+    body = _body(journal, journal_offset)
+    try:
+        edits = _edits_decoder.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise CorruptError(f"not a journal record at {journal_offset=}: {exc}") from exc
+    return edits, journal_offset + FRAME_BYTES + len(body)

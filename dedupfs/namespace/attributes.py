@@ -1,0 +1,216 @@
+"""Attributes of inodes in a view: mode, owner, times, size, extended attributes.
+
+Checks, then records the inode's new entry. Permission to do so was checked by the kernel
+(``default_permissions``). Knows no handles.
+"""
+
+import stat
+from dataclasses import dataclass
+
+import msgspec
+
+from dedupfs.errors import (
+    ExistsError,
+    InvalidError,
+    IsADirectoryNameError,
+    NoAttributeError,
+    NotPermittedError,
+    NotSupportedError,
+)
+from dedupfs.format.journal import Attributes, Put
+from dedupfs.model import TreeEntry
+from dedupfs.namespace import acl
+from dedupfs.namespace.inodes import ROOT_INODE
+from dedupfs.namespace.state import ViewState
+
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+XATTR_VALUE_BYTES_MAX = 65_536
+OWN_PREFIX = b"user.dedupfs."
+CAPABILITY = b"security.capability"
+
+
+@dataclass(frozen=True, slots=True)
+class AttrChange:
+    """What a setattr asks for; None: stays."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
+    """Record ``entry`` as what ``inode`` is now."""
+    if entry.is_directory:
+        directory = state.directory(inode)
+        if directory.removed:
+            directory.set_attributes(entry)
+            return
+        state.record(now_ns, [Attributes(directory.number, entry)])
+        return
+    file = state.files.get(inode)
+    if file is not None and file.orphan:
+        file.entry = entry
+        file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+        return
+    holder, old = state.locate(inode)
+    settled = file.entry if file is not None else entry
+    named = msgspec.structs.replace(
+        entry, name=old.name, slot=old.slot, content=settled.content, size=settled.size
+    )
+    state.record(now_ns, [Put(holder.number, named)])
+
+
+def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> None:
+    """Change attributes; size first, since it can fail.
+
+    Raises:
+        IsADirectoryNameError, InvalidError: a size for what is no regular file.
+    """
+    if change.size is not None:
+        _set_size(state, inode, change.size, now_ns)
+    entry = state.entry_of(inode)
+    fields: dict[str, object] = {}
+    xattrs = entry.xattrs
+    if change.mode is not None:
+        mode = stat.S_IFMT(entry.mode) | stat.S_IMODE(change.mode)
+        access = dict(xattrs).get(acl.ACCESS)
+        if access is not None:
+            xattrs = with_xattr(xattrs, acl.ACCESS, acl.acl_with_mode(access, mode))
+        fields["mode"] = mode
+    if change.uid is not None or change.gid is not None:
+        fields["uid"] = entry.uid if change.uid is None else change.uid
+        fields["gid"] = entry.gid if change.gid is None else change.gid
+        xattrs = with_xattr(xattrs, CAPABILITY, None)
+    if change.mtime_ns is not None:
+        fields["mtime_ns"] = change.mtime_ns
+    if change.atime_ns is not None:
+        fields["atime_ns"] = change.atime_ns
+    elif change.mtime_ns is not None and not entry.atime_ns:
+        fields["atime_ns"] = entry.mtime_ns  # 0 means "as mtime", which is about to change
+    if fields or xattrs is not entry.xattrs:
+        fields["xattrs"] = xattrs
+        fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
+        put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
+
+
+def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
+    entry = state.entry_of(inode)
+    if entry.is_directory:
+        raise IsADirectoryNameError("a directory has no size to set")
+    if not entry.is_file:
+        raise InvalidError("only a regular file has a size to set")
+    if size != entry.size:
+        state.open_file(inode).truncate(size, now_ns)
+        return
+    put_attributes(
+        state, inode, msgspec.structs.replace(entry, mtime_ns=now_ns, ctime_ns=0), now_ns
+    )
+
+
+def with_xattr(
+    xattrs: tuple[tuple[bytes, bytes], ...], name: bytes, value: bytes | None
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return sorted attributes with ``name`` set to ``value``, or removed when that is None."""
+    if value is None and all(name != key for key, _ in xattrs):
+        return xattrs
+    kept = [(key, old) for key, old in xattrs if key != name]
+    if value is not None:
+        kept.append((name, value))
+    return tuple(sorted(kept))
+
+
+def setxattr(
+    state: ViewState, inode: int, name: bytes, value: bytes, flags: int, now_ns: int
+) -> None:
+    """Set an extended attribute; an access ACL also sets the mode.
+
+    Raises:
+        ExistsError, NoAttributeError: XATTR_CREATE or XATTR_REPLACE do not fit.
+        NotPermittedError: one of dedupfs's own names. InvalidError: no valid ACL.
+    """
+    if name.startswith(OWN_PREFIX):
+        raise NotPermittedError("user.dedupfs.* attributes are read-only")
+    if len(value) > XATTR_VALUE_BYTES_MAX:
+        raise InvalidError(f"an attribute of {len(value)} bytes")
+    entry = state.entry_of(inode)
+    known = dict(entry.xattrs)
+    if flags & XATTR_CREATE and name in known:
+        raise ExistsError(f"{name!r} is set")
+    if flags & XATTR_REPLACE and name not in known:
+        raise NoAttributeError(f"{name!r} is not set")
+    mode = entry.mode
+    kept: bytes | None = value
+    if name == acl.ACCESS:
+        if entry.is_symlink:
+            raise NotSupportedError("a symbolic link has no ACL")
+        mode, kept = acl.set_access(value, mode)
+    elif name == acl.DEFAULT:
+        if not entry.is_directory:
+            raise NotPermittedError("only a directory has a default ACL")
+        acl.validate(value)
+    changed = msgspec.structs.replace(
+        entry, mode=mode, xattrs=with_xattr(entry.xattrs, name, kept), ctime_ns=now_ns
+    )
+    put_attributes(state, inode, changed, now_ns)
+
+
+def removexattr(state: ViewState, inode: int, name: bytes, now_ns: int) -> None:
+    """Remove an extended attribute.
+
+    Raises:
+        NoAttributeError: it is not set. NotPermittedError: one of dedupfs's own names.
+    """
+    if name.startswith(OWN_PREFIX):
+        raise NotPermittedError("user.dedupfs.* attributes are read-only")
+    entry = state.entry_of(inode)
+    if name not in dict(entry.xattrs):
+        raise NoAttributeError(f"{name!r} is not set")
+    xattrs = with_xattr(entry.xattrs, name, None)
+    changed = msgspec.structs.replace(entry, xattrs=xattrs, ctime_ns=now_ns)
+    put_attributes(state, inode, changed, now_ns)
+
+
+def getxattr(state: ViewState, inode: int, name: bytes) -> bytes:
+    """Return the value of an extended attribute.
+
+    Raises:
+        NoAttributeError: it is not set.
+    """
+    entry = state.entry_of(inode)
+    for key, value in entry.xattrs:
+        if key == name:
+            return value
+    if name.startswith(OWN_PREFIX):
+        own = _own_attribute(state, inode, entry, name.removeprefix(OWN_PREFIX))
+        if own is not None:
+            return own
+    raise NoAttributeError(f"{name!r} is not set")
+
+
+def _own_attribute(state: ViewState, inode: int, entry: TreeEntry, name: bytes) -> bytes | None:
+    if name == b"store":
+        return bytes(state.store.path)
+    if name == b"view" and state.view_name:
+        return state.view_name.encode()
+    if name == b"logical_bytes":
+        return str(entry.size).encode()
+    if name == b"origin":
+        return b"base" if inode not in state.files and not _changed(state, inode) else b"view"
+    if entry.is_file and name in (b"chunks", b"stored_bytes"):
+        ids = set(state.open_ids(inode))
+        if name == b"chunks":
+            return str(len(ids)).encode()
+        return str(sum(state.store.locate(i).stored_bytes for i in ids)).encode()
+    return None
+
+
+def _changed(state: ViewState, inode: int) -> bool:
+    if inode == ROOT_INODE:
+        return state.root.dirty
+    holder, entry = state.locate(inode)
+    return entry.name in holder.changes

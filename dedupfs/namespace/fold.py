@@ -1,0 +1,327 @@
+"""Folding: what a view did becomes trees, its root moves, and its journal starts anew.
+
+The one commit point is the transaction in ``_move_root``: before it the old root and the old
+journal are the truth, after it the new ones. Source: docs/format.md, "Views".
+"""
+
+import msgspec
+
+from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, UsageError
+from dedupfs.format.journal import MAGIC, VERSION, JournalHeader, Settled
+from dedupfs.format.tree import encode_view_root, entry_references
+from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry, ViewRoot
+from dedupfs.namespace.directory import CatalogDirectory, Directory
+from dedupfs.namespace.journal import Journal
+from dedupfs.namespace.openfile import OpenFile
+from dedupfs.namespace.rows import ViewRow, decode_view_row, encode_view_row, view_owner_key
+from dedupfs.namespace.settle import settle
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.state import ViewState
+from dedupfs.namespace.trees import directory_entry, links_id_of, put_tree, tree_id_of
+from dedupfs.store.store import Table
+
+ATTEMPTS = 3
+"""A record that was found may be freed before it is referred to; then it is put again."""
+
+
+class Folder:
+    """Folds and commits one view."""
+
+    def __init__(self, state: ViewState, row: ViewRow) -> None:
+        self._state = state
+        self._store = state.store
+        self.row = row
+
+    # --- settling one file -----------------------------------------------------------------------
+
+    def settle_file(self, inode: int) -> None:
+        """Make the bytes of one file durable chunks, held by the view until the next fold."""
+        state = self._state
+        file = state.files.get(inode)
+        if file is None or file.orphan or file.staging is None:
+            return
+        settle(file)
+        if not state.pin(entry_references(file.entry)):
+            file.revert()  # the fold will put it again
+            return
+        state.append_file(inode, [Settled(inode, file.entry.content, file.size)])
+        state.obsolete += file.confirm()
+
+    # --- folding ---------------------------------------------------------------------------------
+
+    def fold(self, *, everything: bool = True) -> None:
+        """Turn what changed into records and move the view's root.
+
+        Without ``everything``, new bytes of a file that is still open stay in its staging file, and
+        the new journal says so: a file that is being written is not settled again and again.
+
+        Raises:
+            StoreFullError, StoreError: the view goes on with the journal it has.
+        """
+        if not self.has_changes():
+            return
+        for attempt in range(ATTEMPTS):
+            try:
+                self._fold(everything)
+            except MissingRecordError:
+                for file in self._state.files.values():
+                    file.revert()
+                if attempt + 1 == ATTEMPTS:
+                    raise
+            else:
+                return
+
+    def has_changes(self) -> bool:
+        """Whether a fold would change anything."""
+        state = self._state
+        return any(d.dirty and not d.removed for d in state.directories.values()) or any(
+            file.unsettled and not file.orphan for file in state.files.values()
+        )
+
+    def _fold(self, everything: bool) -> None:
+        state = self._state
+        carried = []
+        for file in list(state.files.values()):
+            if not file.orphan and file.unsettled:
+                if not everything and file.open_count and file.staging is not None:
+                    carried.append(file)
+                else:
+                    settle(file)
+                self._put_back(file)
+        encoded = self._encode_directories()
+        root = encoded.get(state.root.number, state.root.entry)
+        view_root = ViewRoot(
+            view_id=self.row.view_id,
+            name=self.row.name,
+            base=self.row.base,
+            generation=self.row.generation + 1,
+            root=root,
+            next_number=state.inodes.next_number,
+            created_ns=self.row.created_ns,
+        )
+        root_id = self._store.put(RecordKind.VIEW_ROOT, encode_view_root(view_root))
+        self._move_root(root_id, carried)
+        self._start_anew(encoded, carried)
+
+    def _put_back(self, file: OpenFile) -> None:
+        """Let the directory have the entry of a settled file (in memory: the trees will say so)."""
+        try:
+            holder, old = self._state.locate(file.inode)
+        except StaleError:
+            file.orphan = True
+            return
+        holder.put(msgspec.structs.replace(file.named_entry(), name=old.name, slot=old.slot))
+
+    def _encode_directories(self) -> dict[int, TreeEntry]:
+        """Put the trees of all changed directories, deepest first; return their entries."""
+        state = self._state
+        changed: dict[int, Directory] = {}
+        for directory in state.directories.values():
+            above: Directory | None = directory
+            while directory.dirty and not directory.removed and above is not None:
+                changed[above.number] = above
+                above = above.parent
+        encoded: dict[int, TreeEntry] = {}
+        for directory in sorted(changed.values(), key=lambda d: d.depth, reverse=True):
+            entry = self._encode(directory, encoded)
+            encoded[directory.number] = entry
+            if directory.parent is not None and not directory.is_links:
+                directory.parent.put(entry)
+        return encoded
+
+    def _encode(self, directory: Directory, encoded: dict[int, TreeEntry]) -> TreeEntry:
+        if isinstance(directory, CatalogDirectory):
+            entries = list(directory.own_entries())
+        else:
+            entries = directory.entries()
+        old = directory.entry
+        links_id, linked_bytes = self._links_of(directory, encoded)
+        tree_id: RecordId | None = None
+        if entries or directory.next_slot > 1 or links_id is not None:
+            tree_id = put_tree(self._store, entries, directory.next_slot)
+        made = directory_entry(
+            old.name,
+            old.slot,
+            entries,
+            tree_id,
+            mode=old.mode,
+            uid=old.uid,
+            gid=old.gid,
+            mtime_ns=old.mtime_ns,
+            xattrs=old.xattrs,
+            links_id=links_id,
+            ctime_ns=old.ctime_ns,
+            atime_ns=old.atime_ns,
+        )
+        return msgspec.structs.replace(made, nlink=old.nlink, size=made.size + linked_bytes)
+
+    def _links_of(
+        self, directory: Directory, encoded: dict[int, TreeEntry]
+    ) -> tuple[RecordId | None, int]:
+        """Return the links tree of a scope, and the bytes of the inodes in it."""
+        if not directory.is_scope:
+            return None, 0
+        links_id = links_id_of(directory.entry)
+        for number, entry in encoded.items():
+            links = self._state.directories[number]
+            if links.is_links and links.parent is directory:
+                links_id = tree_id_of(entry)
+        size = sum(entry.size for entry in self._state.trees.entries(links_id))
+        return links_id, size
+
+    def _move_root(self, root_id: RecordId, carried: list[OpenFile]) -> None:
+        """Make the new root and a new journal the truth."""
+        state = self._state
+        old_journal = state.journal
+        assert old_journal is not None
+        assert state.path is not None
+        generation = self.row.generation + 1
+        header = JournalHeader(
+            MAGIC,
+            VERSION,
+            self.row.view_id,
+            self.row.name,
+            generation,
+            root_id,
+            state.inodes.next_number,
+        )
+        self._store.sync()  # the header names the root, so the root is durable first
+        journal = Journal.create(self._store.disk, state.path, header)
+        state.journal = journal
+        row = msgspec.structs.replace(self.row, generation=generation, root_id=root_id)
+        owner = view_owner_key(self.row.view_id)
+        try:
+            for file in carried:
+                file.sync()
+                state.append_file(file.inode, file.restated())
+            journal.sync()
+            with self._store.transaction() as txn:
+                key = self.row.name.encode()
+                stored = txn.get(Table.VIEWS, key)
+                if stored is None or decode_view_row(stored).view_id != self.row.view_id:
+                    raise UsageError(f"view {self.row.name!r} was removed")
+                txn.put(Table.VIEWS, key, encode_view_row(row))
+                txn.add_reference(root_id)
+                txn.drop_reference(self.row.root_id)
+                txn.release_pins(owner)
+                for record_id in self._still_open():
+                    txn.pin(owner, record_id)
+                state.inodes.write(txn)
+        except BaseException:
+            state.journal = old_journal
+            journal.remove()
+            raise
+        self.row = row
+        old_journal.remove()
+
+    def _still_open(self) -> list[RecordId]:
+        """Return what open files need beyond the new root: without a name, or adopted chunks."""
+        return [
+            record_id
+            for file in self._state.files.values()
+            if file.open_count
+            for record_id in [*entry_references(file.entry), *file.adopted_ids()]
+        ]
+
+    def _start_anew(self, encoded: dict[int, TreeEntry], carried: list[OpenFile]) -> None:
+        state = self._state
+        state.inodes.written()
+        for number, entry in encoded.items():
+            state.directories[number].rebase(entry)
+        for directory in list(state.directories.values()):
+            if directory.removed:
+                directory.dirty = False
+        for file in list(state.files.values()):
+            if file.orphan or file in carried:
+                continue
+            file.unsettled = False
+            state.obsolete += file.confirm()
+            if not file.open_count:
+                del state.files[file.inode]
+        for staging in state.obsolete:
+            staging.remove()
+        state.obsolete.clear()
+        state.edit_count = 0
+
+    # --- committing ------------------------------------------------------------------------------
+
+    def commit(
+        self, snapshot: str, path: bytes, tags: dict[str, str], created_ns: int
+    ) -> SnapshotInfo:
+        """Freeze the view's root, or the directory at ``path``, as a snapshot.
+
+        Raises:
+            UsageError, ExistsError: the name. NotFoundError, NotADirectoryNameError: the path.
+        """
+        catalog = SnapshotCatalog(self._store)
+        catalog.require_free(snapshot)
+        self.fold()
+        root = self._frozen(path)
+        return catalog.add(
+            snapshot, root, tags=tags, source=f"view {self.row.name}", created_ns=created_ns
+        )
+
+    def _frozen(self, path: bytes) -> TreeEntry:
+        state = self._state
+        directory = state.root
+        for name in [part for part in path.split(b"/") if part and part != b"."]:
+            entry = directory.find(name)
+            if entry is None or not entry.is_directory:
+                raise NotADirectoryNameError(f"no directory {path!r} in view {self.row.name!r}")
+            directory = state.child(directory, entry)
+        if isinstance(directory, CatalogDirectory):
+            return self._freeze_catalog(directory)
+        if directory.is_scope or not directory.entry.has_links:
+            return directory.entry
+        return self._freeze_links(directory)
+
+    def _freeze_catalog(self, root: CatalogDirectory) -> TreeEntry:
+        """Freeze what the view itself wrote in a catalogue's root."""
+        entries = [entry for entry in root.own_entries() if not entry.is_whiteout]
+        if any(links_id_of(entry) is not None for entry in entries if entry.is_directory):
+            raise UsageError(
+                "a snapshot with hard links was changed in this view: commit its directories "
+                "one by one (--path)"
+            )
+        links_id = links_id_of(root.entry)
+        tree_id = put_tree(self._store, entries, root.next_slot) if entries else None
+        old = root.entry
+        made = directory_entry(
+            b"",
+            0,
+            entries,
+            tree_id,
+            mode=old.mode,
+            uid=old.uid,
+            gid=old.gid,
+            mtime_ns=old.mtime_ns,
+            xattrs=old.xattrs,
+            links_id=links_id if tree_id is not None else None,
+        )
+        linked_bytes = sum(entry.size for entry in self._state.trees.entries(links_id))
+        return msgspec.structs.replace(made, size=made.size + linked_bytes)
+
+    def _freeze_links(self, directory: Directory) -> TreeEntry:
+        """Give a directory inside a scope a links tree of its own, counting the names inside."""
+        trees = self._state.trees
+        counts: dict[bytes, int] = {}
+        waiting = [directory.entry]
+        while waiting:
+            for entry in trees.entries(tree_id_of(waiting.pop())):
+                if entry.is_link:
+                    counts[entry.content] = counts.get(entry.content, 0) + 1
+                elif entry.is_directory and entry.has_links:
+                    waiting.append(entry)
+        links = self._state.links(directory.scope)
+        entries = []
+        for link_id in sorted(counts):
+            found = links.find(link_id)
+            assert found is not None, "a link that fold has just written"
+            entries.append(msgspec.structs.replace(found, nlink=counts[link_id]))
+        links_id = put_tree(self._store, entries, links.next_slot)
+        old = directory.entry
+        return msgspec.structs.replace(
+            old,
+            content=old.content + links_id,
+            size=old.size + sum(entry.size for entry in entries),
+        )

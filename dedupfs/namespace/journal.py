@@ -1,0 +1,112 @@
+"""What a view did since its last fold: an append-only file that survives SIGKILL.
+
+Knows frames and the file, not what an edit means (replay.py does). Source: docs/format.md,
+"Journal".
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dedupfs.errors import CorruptError, StoreError, TornRecordError
+from dedupfs.format.journal import (
+    Edit,
+    Edits,
+    JournalHeader,
+    decode_edits,
+    decode_header,
+    encode_edits,
+    encode_header,
+)
+from dedupfs.store.disk import Disk, File
+
+PREFIX = "journal."
+
+
+def journal_path(directory: Path, generation: int) -> Path:
+    """Return the journal of a generation of the view whose files are in ``directory``."""
+    return directory / f"{PREFIX}{generation:08d}"
+
+
+class Journal:
+    """One generation's journal, open for appending."""
+
+    def __init__(self, disk: Disk, path: Path, file: File, size: int, generation: int) -> None:
+        self._disk = disk
+        self.path = path
+        self.generation = generation
+        self._file = file
+        self.size = size
+        self.declared: set[int] = set()
+        """Inodes whose place this journal states, so that it can be read without the index."""
+
+    @classmethod
+    def create(cls, disk: Disk, directory: Path, header: JournalHeader) -> "Journal":
+        """Make a new journal, durable with its name; one of this generation is replaced.
+
+        Raises:
+            StoreFullError, StoreError: the disk refused; no journal is left behind.
+        """
+        path = journal_path(directory, header.generation)
+        file = disk.open(path, create=True)
+        data = encode_header(header)
+        try:
+            disk.truncate(file, 0)
+            disk.pwrite(file, [data], 0)
+            disk.fdatasync(file)
+            disk.fsync_dir(directory)
+        except StoreError:
+            disk.unlink(path)
+            raise
+        return cls(disk, path, file, len(data), header.generation)
+
+    @classmethod
+    def reopen(cls, disk: Disk, path: Path, size: int, generation: int) -> "Journal":
+        """Open a journal whose valid part is ``size`` bytes long; a torn tail is cut off."""
+        file = disk.open(path, write=True)
+        disk.truncate(file, size)
+        return cls(disk, path, file, size, generation)
+
+    def append(self, time_ns: int, edits: Sequence[Edit]) -> None:
+        """Write one record; when this returns, SIGKILL cannot lose it (a power cut can).
+
+        Raises:
+            StoreFullError, StoreError: nothing was appended.
+        """
+        data = encode_edits(time_ns, edits)
+        try:
+            self._disk.pwrite(self._file, [data], self.size)
+        except StoreError:
+            self._disk.truncate(self._file, self.size)
+            raise
+        self.size += len(data)
+
+    def sync(self) -> None:
+        """Make all records durable; may be called from another thread."""
+        self._disk.fdatasync(self._file)
+
+    def remove(self) -> None:
+        """Delete the file; its descriptor goes with the last user."""
+        self._disk.unlink(self.path)
+
+
+def read_journal(data: bytes) -> tuple[JournalHeader, Iterator[tuple[Edits, int]]]:
+    """Return the header and the records, each with the offset behind it, up to a torn tail.
+
+    Nothing behind the first record that is cut short or fails its checksum can be trusted: a power
+    cut may leave any of the last blocks unwritten.
+
+    Raises:
+        CorruptError, TornRecordError, FormatVersionError: the header.
+    """
+    header, start = decode_header(data)
+
+    def records() -> Iterator[tuple[Edits, int]]:
+        journal_offset = start
+        while journal_offset < len(data):
+            try:
+                edits, journal_offset = decode_edits(data, journal_offset)
+            except (TornRecordError, CorruptError):
+                return
+            yield edits, journal_offset
+
+    return header, records()

@@ -1,0 +1,215 @@
+"""Bringing a view to life: a new one, one that was left in order, one whose daemon died.
+
+All three do the same: take the root, replay the journal. Knows no request. Source: docs/format.md,
+"Views".
+"""
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dedupfs.errors import (
+    CorruptError,
+    StoreError,
+    TornRecordError,
+    UsageError,
+)
+from dedupfs.format.journal import MAGIC, VERSION, JournalHeader, decode_header
+from dedupfs.format.tree import decode_view_root, encode_view_root
+from dedupfs.model import RecordKind, TreeEntry, ViewRoot
+from dedupfs.namespace.inodes import ROOT_NUMBER
+from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
+from dedupfs.namespace.journal import Journal, journal_path
+from dedupfs.namespace.replay import Replay
+from dedupfs.namespace.rows import ViewRow, check_name, encode_view_row
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.staging import PREFIX as STAGING_PREFIX
+from dedupfs.namespace.state import ViewState
+from dedupfs.namespace.views import (
+    EPHEMERAL_PREFIX,
+    ViewLock,
+    delete_view,
+    find_view,
+    lock_view,
+    view_directory,
+)
+from dedupfs.store.store import Store, Table
+
+VIEW_COUNTER = "view"
+_NEW_ROOT_MODE = 0o040755
+
+
+@dataclass(slots=True)
+class Opened:
+    """A view that has come to life; ``row`` None: read-only."""
+
+    state: ViewState
+    row: ViewRow | None = None
+    lock: ViewLock | None = None
+    ephemeral: bool = False
+
+    def release(self) -> None:
+        """Let another process own the view."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+
+def open_bare(store: Store, snapshot: str | None) -> Opened:
+    """Look at the catalogue or a snapshot without a view.
+
+    Raises:
+        NotFoundError: no such snapshot.
+    """
+    root = _base_root(store, snapshot or "")
+    state = ViewState(
+        store,
+        root,
+        catalog=snapshot is None,
+        view_id=None,
+        next_number=ROOT_NUMBER + 1,
+        directory=None,
+    )
+    if snapshot is not None:
+        state.lease(root)
+    return Opened(state)
+
+
+def make_ephemeral(store: Store, snapshot: str | None, mountpoint: str) -> Opened:
+    """Make a view that is deleted when it is closed."""
+    name = f"{EPHEMERAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    opened = bring_back(store, name, snapshot, mountpoint)
+    opened.ephemeral = True
+    return opened
+
+
+def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -> Opened:
+    """Open the view ``name``, making it when there is none.
+
+    Raises:
+        UsageError: no possible name, or the view has another base than asked for.
+        NotFoundError: no such snapshot. StoreBusyError: another process owns the view.
+        StoreError: its root or its journal cannot be read.
+    """
+    check_name(name, "view")
+    if snapshot is not None and find_view(store, name) is None:
+        SnapshotCatalog(store).get(snapshot)  # nothing is made for a snapshot that is not there
+    lock = lock_view(store.disk, store.path, name, mountpoint)
+    try:
+        row = find_view(store, name)
+        if row is None:
+            row = _make(store, name, snapshot or "")
+        elif snapshot is not None and row.base != snapshot:
+            what = f"snapshot {row.base!r}" if row.base else "the whole catalogue"
+            raise UsageError(
+                f"view {name!r} was made over {what}, not {snapshot!r}; take another view (--view)"
+            )
+        return Opened(_revive(store, row), row, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _base_root(store: Store, base: str) -> TreeEntry:
+    if base:
+        return SnapshotCatalog(store).get(base).root
+    return TreeEntry(
+        name=b"",
+        slot=0,
+        mode=_NEW_ROOT_MODE,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        mtime_ns=time.time_ns(),
+        nlink=2,
+    )
+
+
+def _make(store: Store, name: str, base: str) -> ViewRow:
+    """Make a new view; its cost does not depend on what it is made over."""
+    directory = view_directory(store.path, name)
+    for left in store.disk.listdir(directory):  # of a view whose making a crash cut short
+        if left.startswith((JOURNAL_PREFIX, STAGING_PREFIX)):
+            store.disk.unlink(directory / left)
+    with store.transaction() as txn:
+        view_id = txn.next_number(VIEW_COUNTER)
+    root = ViewRoot(
+        view_id=view_id,
+        name=name,
+        base=base,
+        generation=1,
+        root=_base_root(store, base),
+        next_number=ROOT_NUMBER + 1,
+        created_ns=time.time_ns(),
+    )
+    root_id = store.put(RecordKind.VIEW_ROOT, encode_view_root(root))
+    store.sync()
+    header = JournalHeader(MAGIC, VERSION, view_id, name, 1, root_id, root.next_number)
+    Journal.create(store.disk, directory, header)
+    store.disk.fsync_dir(directory.parent)
+    row = ViewRow(view_id, name, base, 1, root_id, root.created_ns)
+    try:
+        with store.transaction() as txn:
+            txn.put(Table.VIEWS, name.encode(), encode_view_row(row))
+            txn.add_reference(root_id)
+    except BaseException:
+        delete_view(store, name)
+        raise
+    return row
+
+
+def _revive(store: Store, row: ViewRow) -> ViewState:
+    directory = view_directory(store.path, row.name)
+    root = decode_view_root(store.get(row.root_id, RecordKind.VIEW_ROOT))
+    data = _read_journal(store, journal_path(directory, row.generation))
+    header, next_offset = _header(data, row, directory)
+    state = ViewState(
+        store,
+        root.root,
+        catalog=not row.base,
+        view_id=row.view_id,
+        next_number=max(root.next_number, header.next_number),
+        directory=directory,
+        view_name=row.name,
+    )
+    state.next_staging = _sweep(store, directory, row.generation)
+    valid_bytes = Replay(state, directory).run(data) or next_offset
+    path = journal_path(directory, row.generation)
+    state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation)
+    return state
+
+
+def _read_journal(store: Store, path: Path) -> bytes:
+    try:
+        file = store.disk.open(path)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path} is missing: what the view did since its last fold is lost; 'dedupfs reindex "
+            f"{store.path}' brings the view back without it"
+        ) from None
+    return store.disk.pread(file, store.disk.size(file), 0)
+
+
+def _header(data: bytes, row: ViewRow, directory: Path) -> tuple[JournalHeader, int]:
+    try:
+        header, next_offset = decode_header(data)
+    except TornRecordError as exc:  # it was durable before the index named it
+        raise CorruptError(f"{journal_path(directory, row.generation)}: {exc}") from exc
+    if (header.view_id, header.generation) != (row.view_id, row.generation):
+        raise CorruptError(
+            f"{journal_path(directory, row.generation)} belongs to view {header.view_id}, "
+            f"generation {header.generation}, not {row.view_id}, {row.generation}"
+        )
+    return header, next_offset
+
+
+def _sweep(store: Store, directory: Path, generation: int) -> int:
+    """Delete journals that a crash left; return the first free staging number."""
+    next_staging = 1
+    for name in store.disk.listdir(directory):
+        if name.startswith(JOURNAL_PREFIX) and name != journal_path(directory, generation).name:
+            store.disk.unlink(directory / name)
+        elif name.startswith(STAGING_PREFIX) and name.removeprefix(STAGING_PREFIX).isdigit():
+            next_staging = max(next_staging, int(name.removeprefix(STAGING_PREFIX)) + 1)
+    return next_staging

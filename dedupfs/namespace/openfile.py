@@ -1,0 +1,407 @@
+"""One file that is open or changed: its settled extents, and the bytes that are newer.
+
+A file is *clean* (all bytes are chunks), *buffered* (small: all bytes in memory, and in the
+journal) or *staged* (changed ranges in a staging file). Knows no names; what must survive SIGKILL
+goes to the ``FileLog`` before a call returns. Source: docs/architecture.md, "Writing".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from dedupfs.errors import TooLargeError
+from dedupfs.format.journal import Adopt, Dirty, Edit, Stage, Truncate, Write
+from dedupfs.format.tree import encode_extents
+from dedupfs.model import HOLE, Extent, RecordId, TreeEntry
+from dedupfs.namespace.contents import load_recipe
+from dedupfs.namespace.ordered import OrderedCutter
+from dedupfs.namespace.staging import Staging
+from dedupfs.ranges import Ranges
+from dedupfs.recipe import Piece, Recipe, hole_extents
+from dedupfs.store.store import Store
+
+BUFFER_BYTES_MAX = 128 << 10
+"""A changed file up to this size is kept in memory and in the journal, without a staging file."""
+FILE_BYTES_MAX = (1 << 63) - 1
+_WITHOUT_END = 1 << 63
+
+
+class FileLog(Protocol):
+    """Where an open file writes down what must survive, and gets its staging files."""
+
+    def append_file(self, inode: int, edits: Sequence[Edit]) -> None:
+        """Journal edits about ``inode``; SIGKILL cannot lose them afterwards."""
+
+    def new_staging(self) -> Staging:
+        """Make a new staging file."""
+
+    def pin_extents(self, extents: Sequence[Extent]) -> bool:
+        """Hold chunks back from gc for this view; False when one is gone already."""
+
+    def sync_journal(self) -> None:
+        """Make what was journaled durable: before blocks are given up that it speaks of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """What one read needs; frozen, so it may run in a thread while the file changes."""
+
+    store: Store
+    parts: tuple[bytes | tuple[Piece, ...], ...]
+
+    def run_cached(self) -> bytes | None:
+        """Return the bytes if none of them must be waited for."""
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return part if isinstance(part, bytes) else self.store.read_cached(part)
+        found = []
+        for part in self.parts:
+            data = part if isinstance(part, bytes) else self.store.read_cached(part)
+            if data is None:
+                return None
+            found.append(data)
+        return b"".join(found)
+
+    def run(self) -> bytes:
+        """Return the bytes, waiting for the disk where needed.
+
+        Raises:
+            CorruptError, MissingRecordError, StoreError: they cannot be had.
+        """
+        return b"".join(
+            part if isinstance(part, bytes) else self.store.read(part) for part in self.parts
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """What a file was before it settled."""
+
+    entry: TreeEntry
+    recipe: Recipe | None
+    buffer: bytearray | None
+    staging: Staging | None
+    dirty: Ranges
+    cutter: OrderedCutter | None
+
+
+class OpenFile:
+    """The content of one inode while it is open or newer than its tree."""
+
+    def __init__(self, store: Store, log: FileLog, inode: int, entry: TreeEntry) -> None:
+        self.store = store
+        self._log = log
+        self.inode = inode
+        self.entry = entry
+        self.size = entry.size
+        self.mtime_ns = entry.mtime_ns
+        self.ctime_ns = entry.ctime_ns
+        self.open_count = 0
+        self.orphan = False
+        self._recipe: Recipe | None = None
+        self.buffer: bytearray | None = None
+        self.staging: Staging | None = None
+        self.dirty = Ranges()
+        self.cutter: OrderedCutter | None = None
+        self._new = False
+        self.detached: list[Staging] = []
+        self._before: _Changed | None = None
+        self.unsettled = False
+        """Whether bytes, size or times are newer than ``entry``."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settled extents (of a new file: the adopted ones, and holes between them)."""
+        if self._recipe is None:
+            self._recipe = load_recipe(self.store, self.entry.content)
+        return self._recipe
+
+    def current_entry(self) -> TreeEntry:
+        """Return the entry with size and times as they are now."""
+        if not self.unsettled:
+            return self.entry
+        return msgspec.structs.replace(
+            self.entry, size=self.size, mtime_ns=self.mtime_ns, ctime_ns=self.ctime_ns
+        )
+
+    def named_entry(self) -> TreeEntry:
+        """Return the entry with times as they are now, but content and size as settled."""
+        return msgspec.structs.replace(self.entry, mtime_ns=self.mtime_ns, ctime_ns=self.ctime_ns)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def plan_read(self, start: int, length: int) -> ReadPlan:
+        """Plan to read ``[start, start + length)``, clipped to the file."""
+        stop = min(start + length, self.size)
+        if start >= stop:
+            return ReadPlan(self.store, (b"",))
+        if self.buffer is not None:
+            return ReadPlan(self.store, (bytes(self.buffer[start:stop]),))
+        if self.staging is None:
+            return ReadPlan(self.store, (tuple(self._base_pieces(start, stop)),))
+        parts: list[bytes | tuple[Piece, ...]] = []
+        for dirty_start, dirty_stop in self.dirty.within(start, stop):
+            if start < dirty_start:
+                parts.append(tuple(self._base_pieces(start, dirty_start)))
+            parts.append(self.staging.read(dirty_start, dirty_stop))
+            start = dirty_stop
+        if start < stop:
+            parts.append(tuple(self._base_pieces(start, stop)))
+        return ReadPlan(self.store, tuple(parts))
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return ``[start, stop)``, waiting for the disk where needed."""
+        return self.plan_read(start, stop - start).run()
+
+    def _base_pieces(self, start: int, stop: int) -> list[Piece]:
+        pieces = self.recipe.cut(start, stop)
+        covered = min(stop, max(start, self.recipe.size))
+        if covered < stop:
+            pieces.append(Piece(HOLE, 0, stop - covered, covered))
+        return pieces
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def write(self, file_offset: int, data: bytes, now_ns: int) -> None:
+        """Write ``data``; when this returns, SIGKILL cannot lose it.
+
+        Raises:
+            TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+        """
+        stop = file_offset + len(data)
+        if stop > FILE_BYTES_MAX:
+            raise TooLargeError(f"a file cannot have {stop} bytes")
+        self._make_writable(max(self.size, stop), keep=self.size)
+        if self.buffer is not None:
+            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)])
+            if file_offset > len(self.buffer):
+                self.buffer.extend(bytes(file_offset - len(self.buffer)))
+            self.buffer[file_offset:stop] = data
+        else:
+            self._write_staged(file_offset, data)
+        self.size = max(self.size, stop)
+        self.changed(now_ns)
+
+    def changed(self, now_ns: int) -> None:
+        """Note that the bytes changed at ``now_ns``."""
+        self.mtime_ns = now_ns
+        self.ctime_ns = 0
+        self.unsettled = True
+
+    def _write_staged(self, file_offset: int, data: bytes) -> None:
+        """Write to the staging file, and to the journal unless the staging file alone is enough.
+
+        It is for bytes behind the settled ones: they have nothing older under them that a power
+        cut could uncover. What replaces settled bytes is journaled as data, so that replay needs no
+        order between two files.
+        """
+        assert self.staging is not None
+        if file_offset < self.recipe.size:
+            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)])
+            self.dirty.add(file_offset, file_offset + len(data))
+        self.staging.write(file_offset, data)
+        if self.cutter is not None:
+            self.cutter.feed(file_offset, data)
+            if self.cutter.wants_adoption():
+                self.adopt()
+
+    def _make_writable(self, size: int, *, keep: int) -> None:
+        """Become buffered or staged, as a file of ``size`` bytes has to be."""
+        if self.buffer is None and self.staging is None:
+            if size <= BUFFER_BYTES_MAX:
+                self.become_buffered(keep)
+            else:
+                self._stage()
+        elif self.buffer is not None and size > BUFFER_BYTES_MAX:
+            self._spill()
+
+    def become_buffered(self, keep: int) -> None:
+        """Take the first ``keep`` bytes of a clean file into memory."""
+        self.buffer = bytearray(self.read(0, keep))
+
+    def _stage(self) -> None:
+        """Become staged; of a buffered file all bytes are staged."""
+        staging = self._log.new_staging()
+        try:
+            if self.buffer:
+                staging.write(0, bytes(self.buffer))
+            self._log.append_file(self.inode, [Stage(self.inode, staging.number)])
+        except BaseException:
+            staging.remove()
+            raise
+        self.attach(staging)
+
+    def attach(self, staging: Staging) -> None:
+        """Keep changed bytes in ``staging`` from here on (all bytes of a buffered file)."""
+        if self.buffer is not None:
+            self.buffer = None
+            self._recipe = Recipe()
+        self.staging = staging
+        self.dirty = Ranges()
+        self.dirty.add(self.recipe.size, _WITHOUT_END)
+        self._new = not self.recipe.size
+        if self._new:
+            self.cutter = OrderedCutter(self.store)
+
+    def _spill(self) -> None:
+        """Turn a buffered file into a staged one."""
+        data = bytes(self.buffer or b"")
+        self._stage()
+        if self.cutter is not None:
+            self.cutter.feed(0, data)
+
+    def truncate(self, size: int, now_ns: int) -> None:
+        """Cut off, or extend with zeros.
+
+        Raises:
+            TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+        """
+        if size > FILE_BYTES_MAX:
+            raise TooLargeError(f"a file cannot have {size} bytes")
+        self._make_writable(size, keep=min(size, self.size))
+        if self.staging is None:
+            self._log.append_file(self.inode, [Truncate(self.inode, size)])
+        else:
+            start, data = self._clipped_bytes(size)
+            self.staging.truncate(size)
+            if size < self.recipe.size:
+                self.staging.write(start, data)
+                self.staging.sync()  # or a power cut could bring back the length without the bytes
+                self._log.append_file(self.inode, [Truncate(self.inode, size)])
+        self.apply_truncate(size)
+        self.changed(now_ns)
+
+    def _clipped_bytes(self, size: int) -> tuple[int, bytes]:
+        """Return what is left of a settled chunk that a staged file is cut inside of."""
+        if self.staging is None or size >= self.recipe.size:
+            return size, b""
+        index = self.recipe.index_at(size)
+        start = self.recipe.bounds(index)[0]
+        if self.recipe.ids[index] == HOLE or start == size:
+            return size, b""
+        return start, self.read(start, size)
+
+    def apply_truncate(self, size: int) -> None:
+        """Take over a size that is in the journal, and bytes that are where they belong."""
+        if self.buffer is not None:
+            del self.buffer[size:]
+            self.buffer.extend(bytes(size - len(self.buffer)))
+        elif self.staging is not None:
+            self._clip(size)
+        self.size = size
+
+    def _clip(self, size: int) -> None:
+        """Forget settled extents that reach beyond ``size``."""
+        recipe = self.recipe
+        if self.cutter is not None:
+            self.cutter.stop_at(size)
+        if size < recipe.size:
+            index = recipe.index_at(size)
+            start = recipe.bounds(index)[0]
+            kept = list(recipe.slice(0, index))
+            if recipe.ids[index] == HOLE:
+                kept += hole_extents(size - start)
+            self._recipe = Recipe(kept)
+        self.dirty.add(self.recipe.size, _WITHOUT_END)
+
+    # --- chunks that the store has already -------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Let chunks that the store has replace their bytes in the staging file.
+
+        Order: the chunks are held back from gc, the journal says so durably, then the blocks go.
+        """
+        assert self.cutter is not None
+        assert self.staging is not None
+        adopted = []
+        for start, extents in self.cutter.take_found():
+            if not self._log.pin_extents(extents):
+                continue
+            self._log.append_file(self.inode, [Adopt(self.inode, start, encode_extents(extents))])
+            self.apply_adopt(start, extents)
+            adopted.append((start, start + sum(extent.length for extent in extents)))
+        if adopted:
+            self._log.sync_journal()
+        for start, stop in adopted:
+            self.staging.punch(start, stop)
+
+    def apply_adopt(self, start: int, extents: Sequence[Extent]) -> None:
+        """Take over extents that are in the journal already."""
+        self.recipe.extend(hole_extents(start - self.recipe.size))
+        self.recipe.extend(extents)
+        self.dirty.remove(start, self.recipe.size)
+
+    def sync(self) -> None:
+        """Make the staging file durable."""
+        if self.staging is not None:
+            self.staging.sync()
+
+    def adopted_ids(self) -> list[RecordId]:
+        """Return the chunks that a new file has adopted, which no tree refers to yet."""
+        if not self._new or self.staging is None:
+            return []
+        return [chunk_id for chunk_id in self.recipe.ids if chunk_id != HOLE]
+
+    def restated(self) -> list[Edit]:
+        """Return the edits that say in a new journal what is not settled.
+
+        The staging file must be durable: the new journal does not repeat bytes.
+        """
+        assert self.staging is not None
+        kept_bytes = 0 if self._new else self.recipe.size
+        edits: list[Edit] = [
+            Stage(self.inode, self.staging.number),
+            Truncate(self.inode, kept_bytes),
+        ]
+        position = 0
+        for start, stop in [*self.dirty.within(0, self.recipe.size), (self.recipe.size, 0)]:
+            if self._new and position < start:
+                run = [Extent(p.chunk_id, p.length) for p in self.recipe.cut(position, start)]
+                edits.append(Adopt(self.inode, position, encode_extents(run)))
+            if start < stop and not self._new:
+                edits.append(Dirty(self.inode, start, stop))
+            position = stop
+        return edits
+
+    # --- settling --------------------------------------------------------------------------------
+
+    def become_clean(self, content: bytes, recipe: Recipe, size: int) -> None:
+        """All bytes are chunks now; the staging file waits in ``detached`` for the commit."""
+        self._before = _Changed(
+            self.entry, self._recipe, self.buffer, self.staging, self.dirty, self.cutter
+        )
+        if self.staging is not None:
+            self.detached.append(self.staging)
+        self.staging = None
+        self.buffer = None
+        self.cutter = None
+        self.dirty = Ranges()
+        self._recipe = recipe
+        self.size = size
+        self.entry = msgspec.structs.replace(
+            self.entry,
+            content=content,
+            size=size,
+            mtime_ns=self.mtime_ns,
+            ctime_ns=self.ctime_ns,
+        )
+
+    def revert(self) -> None:
+        """Undo ``become_clean``: a chunk that was found was freed before it was held back."""
+        before = self._before
+        if before is None:
+            return
+        self.entry, self._recipe = before.entry, before.recipe
+        self.buffer, self.staging = before.buffer, before.staging
+        self.dirty, self.cutter = before.dirty, before.cutter
+        if self.staging is not None:
+            self.detached.remove(self.staging)
+        self._before = None
+
+    def confirm(self) -> list[Staging]:
+        """The chunks are durable: return the staging files that are no longer needed."""
+        self._before = None
+        detached, self.detached = self.detached, []
+        return detached

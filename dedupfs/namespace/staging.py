@@ -1,0 +1,67 @@
+"""Staging files: where a view keeps bytes that are not chunks yet, each at its file offset.
+
+A staging file survives SIGKILL (its pages are the kernel's) and becomes a verbatim pack by a hard
+link when it settles, so new data is written once. Knows no inode and no journal.
+"""
+
+import os
+from pathlib import Path
+
+from dedupfs.store.disk import Disk, File
+
+PREFIX = "staging."
+
+
+def staging_path(directory: Path, number: int) -> Path:
+    """Return the staging file ``number`` of the view whose files are in ``directory``."""
+    return directory / f"{PREFIX}{number:08d}"
+
+
+class Staging:
+    """One staging file, open for reading and writing; its descriptor goes with the last user."""
+
+    def __init__(self, disk: Disk, directory: Path, number: int) -> None:
+        """Open staging file ``number``, making it when it does not exist."""
+        self._disk = disk
+        self.number = number
+        self.path = staging_path(directory, number)
+        self.file: File = disk.open(self.path, write=True, create=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, holes included."""
+        return self._disk.size(self.file)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the file takes on disk, or will."""
+        return os.fstat(self.file.fd).st_blocks * 512
+
+    def write(self, file_offset: int, data: bytes) -> None:
+        """Write all of ``data``.
+
+        Raises:
+            StoreFullError, StoreError: some of it may have been written; nothing was acknowledged.
+        """
+        self._disk.pwrite(self.file, [data], file_offset)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return ``[start, stop)``; zeros where nothing was written, also past the end."""
+        data = self._disk.pread(self.file, stop - start, start)
+        return data + bytes(stop - start - len(data)) if len(data) < stop - start else data
+
+    def truncate(self, size: int) -> None:
+        """Cut off or extend with zeros."""
+        self._disk.truncate(self.file, size)
+
+    def punch(self, start: int, stop: int) -> None:
+        """Give the blocks inside ``[start, stop)`` back; nothing reads them any more."""
+        self._disk.punch(self.file, start, stop)
+
+    def sync(self) -> None:
+        """Make the bytes durable; may be called from another thread."""
+        self._disk.fdatasync(self.file)
+
+    def remove(self) -> None:
+        """Delete the name (a verbatim pack made of the file stays)."""
+        self._disk.unlink(self.path)

@@ -1,0 +1,431 @@
+"""What a view is in memory: directories, changed files, numbers, and the journal that repeats them.
+
+Everything that changes a name or an attribute is a list of journal edits, written first and then
+applied, so that replay after a crash is the same code. Knows no requests (view.py) and no folding.
+"""
+
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError
+from dedupfs.format.journal import Attributes, Edit, Place, Put, Remove
+from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
+from dedupfs.namespace.directory import (
+    CATALOG_SLOTS_START,
+    CatalogDirectory,
+    Directory,
+)
+from dedupfs.namespace.inodes import (
+    LINKS_SLOT,
+    ROOT_INODE,
+    ROOT_NUMBER,
+    SLOT_BITS,
+    SLOT_MAX,
+    InodeTable,
+    directory_inode,
+    directory_number,
+    is_directory_inode,
+)
+from dedupfs.namespace.journal import Journal
+from dedupfs.namespace.openfile import OpenFile
+from dedupfs.namespace.rows import view_owner_key
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.staging import Staging
+from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
+from dedupfs.store.store import Store
+
+DIRECTORY_BYTES = 4096
+"""st_size of every directory; what a directory stores is counted in the store."""
+BLOCK_BYTES = 512
+
+
+class ViewState:
+    """The mutable heart of a view. One thread; every method leaves it consistent."""
+
+    def __init__(
+        self,
+        store: Store,
+        root: TreeEntry,
+        *,
+        catalog: bool,
+        view_id: int | None,
+        next_number: int,
+        directory: Path | None,
+        view_name: str = "",
+    ) -> None:
+        """``view_id`` and ``directory`` None: read-only, nothing is written down."""
+        self.store = store
+        self.trees = TreeReader(store)
+        self.catalog = SnapshotCatalog(store)
+        self.view_id = view_id
+        self.path = directory
+        self.view_name = view_name
+        self.inodes = InodeTable(store, view_id, next_number)
+        self.journal: Journal | None = None
+        self.next_staging = 1
+        self.files: dict[int, OpenFile] = {}
+        self.leased: set[RecordId] = set()
+        places = self.inodes.places_of(ROOT_NUMBER)
+        if catalog:
+            self.root: Directory = CatalogDirectory(
+                self.trees, ROOT_NUMBER, root, places, self.catalog
+            )
+        else:
+            self.root = Directory(self.trees, ROOT_NUMBER, root, None, places)
+        self.directories: dict[int, Directory] = {ROOT_NUMBER: self.root}
+        self.edit_count = 0
+        self.obsolete: list[Staging] = []
+        """Staging files that only the present journal still speaks of: deleted by the next fold,
+        since a power cut may take back the journal's last records."""
+        self.names_unsynced = False
+        """Whether staging files were made whose names a power cut could lose."""
+
+    @property
+    def is_catalog(self) -> bool:
+        """Whether the root lists the store's snapshots."""
+        return isinstance(self.root, CatalogDirectory)
+
+    # --- finding things --------------------------------------------------------------------------
+
+    def directory(self, inode: int) -> Directory:
+        """Return the directory that has this inode number.
+
+        Raises:
+            StaleError: nothing has. NotADirectoryNameError: something else has.
+        """
+        number = directory_number(inode)
+        if is_directory_inode(inode):
+            found = self.directories.get(number)
+            if found is not None:
+                return found
+        holder, entry = self.locate(inode)
+        if not entry.is_directory:
+            raise NotADirectoryNameError(f"inode {inode} is no directory")
+        return self.child(holder, entry)
+
+    def locate(self, inode: int) -> tuple[Directory, TreeEntry]:
+        """Return the directory that holds an inode (not the root), and its entry there.
+
+        Raises:
+            StaleError: nothing has this number.
+        """
+        number, slot = self.inodes.home_of(inode)
+        if number == directory_number(inode) and is_directory_inode(inode):
+            raise StaleError(f"inode {inode} is its own home")
+        holder = self.directories.get(number) or self.directory(directory_inode(number))
+        entry = holder.links_entry() if slot == LINKS_SLOT else holder.by_slot(slot)
+        if entry is None:
+            raise StaleError(f"inode {inode} is gone")
+        return holder, entry
+
+    def child(self, parent: Directory, entry: TreeEntry) -> Directory:
+        """Return the directory that ``entry`` of ``parent`` stands for."""
+        number = directory_number(self.inode_of(parent, entry))
+        found = self.directories.get(number)
+        if found is not None:
+            return found
+        from_catalog = isinstance(parent, CatalogDirectory)
+        if from_catalog and entry.slot < CATALOG_SLOTS_START:
+            self.lease(entry)
+        made = Directory(
+            self.trees,
+            number,
+            entry,
+            parent,
+            self.inodes.places_of(number),
+            is_scope=from_catalog
+            and (entry.slot < CATALOG_SLOTS_START or links_id_of(entry) is not None),
+        )
+        self.directories[number] = made
+        return made
+
+    def lease(self, entry: TreeEntry) -> None:
+        """Hold a snapshot's trees back from gc for as long as this process lives."""
+        wanted = [tree_id_of(entry), links_id_of(entry)]
+        missing = [i for i in wanted if i is not None and i not in self.leased]
+        if missing:
+            with self.store.transaction() as txn:
+                for record_id in missing:
+                    txn.pin(self.store.owner, record_id)
+            self.leased.update(missing)
+
+    def links(self, scope: Directory) -> Directory:
+        """Return the hidden directory of a scope's hard-linked inodes."""
+        return self.child(scope, scope.links_entry())
+
+    def resolve(self, holder: Directory, entry: TreeEntry) -> tuple[Directory, TreeEntry]:
+        """Return where the inode's own entry is: elsewhere only when it is hard-linked.
+
+        Raises:
+            StaleError: the link leads nowhere (``check`` tells such trees).
+        """
+        if not entry.is_link:
+            return holder, entry
+        links = self.links(holder.scope)
+        found = links.find(entry.content)
+        if found is None:
+            raise StaleError(f"hard link {entry.name!r} leads nowhere")
+        return links, found
+
+    def inode_of(self, holder: Directory, entry: TreeEntry) -> int:
+        """Return the inode number of an entry, giving a directory its own when it has none."""
+        if entry.is_link:
+            holder, entry = self.resolve(holder, entry)
+        placed = holder.places.get(entry.slot)
+        if placed is not None:
+            return placed
+        if entry.slot <= SLOT_MAX and not entry.is_directory:
+            return holder.number << SLOT_BITS | entry.slot
+        inode = directory_inode(self.inodes.new_number())
+        self.record(0, [Place(inode, holder.number, entry.slot)])
+        return inode
+
+    def entry_of(self, inode: int) -> TreeEntry:
+        """Return the entry of an inode as it is now.
+
+        Raises:
+            StaleError: nothing has this number.
+        """
+        file = self.files.get(inode)
+        if file is not None:
+            return file.current_entry()
+        if inode == ROOT_INODE or is_directory_inode(inode):
+            directory = self.directories.get(directory_number(inode))
+            if directory is not None and directory.inode == inode:
+                return directory.entry
+        return self.locate(inode)[1]
+
+    def named_entry(self, inode: int) -> TreeEntry:
+        """Return the entry of an inode for an edit: its bytes are as settled, the rest as now."""
+        file = self.files.get(inode)
+        return self.entry_of(inode) if file is None else file.named_entry()
+
+    # --- attributes ------------------------------------------------------------------------------
+
+    def attr(self, inode: int) -> Attr:
+        """Return what stat(2) answers for ``inode``."""
+        file = self.files.get(inode)
+        if file is not None:
+            return self._attr(inode, file.current_entry(), 0 if file.orphan else None)
+        entry = self.entry_of(inode)
+        directory = self.directories.get(directory_number(inode)) if entry.is_directory else None
+        return self._attr(inode, entry, 0 if directory and directory.removed else None)
+
+    def attr_of(self, holder: Directory, entry: TreeEntry) -> Attr:
+        """Return what stat(2) answers for an entry of ``holder``."""
+        holder, entry = self.resolve(holder, entry)
+        inode = self.inode_of(holder, entry)
+        file = self.files.get(inode)
+        if file is not None:
+            entry = file.current_entry()
+        elif entry.is_directory:
+            directory = self.directories.get(directory_number(inode))
+            if directory is not None:
+                entry = directory.entry
+        return self._attr(inode, entry, None)
+
+    @staticmethod
+    def _attr(inode: int, entry: TreeEntry, nlink: int | None) -> Attr:
+        is_directory = stat.S_ISDIR(entry.mode)
+        return Attr(
+            inode=inode,
+            mode=entry.mode,
+            nlink=entry.nlink if nlink is None else nlink,
+            uid=entry.uid,
+            gid=entry.gid,
+            rdev=entry.rdev,
+            size=DIRECTORY_BYTES if is_directory else entry.size,
+            stored_blocks=0 if is_directory else (entry.size + BLOCK_BYTES - 1) // BLOCK_BYTES,
+            atime_ns=entry.atime_ns or entry.mtime_ns,
+            mtime_ns=entry.mtime_ns,
+            ctime_ns=entry.ctime_ns or entry.mtime_ns,
+        )
+
+    # --- changing things -------------------------------------------------------------------------
+
+    def record(self, time_ns: int, edits: Sequence[Edit]) -> None:
+        """Write edits to the journal, then apply them.
+
+        Raises:
+            StoreFullError, StoreError: the journal could not be written; nothing changed.
+        """
+        if self.journal is not None:
+            numbers = [edit.directory for edit in edits if isinstance(edit, Put | Remove | Place)]
+            numbers += [edit.directory for edit in edits if isinstance(edit, Attributes)]
+            self._append(time_ns, numbers, (), edits)
+        for edit in edits:
+            self.apply(edit, time_ns)
+
+    def append_file(self, inode: int, edits: Sequence[Edit]) -> None:
+        """Write edits about a file's bytes to the journal; the file applies them itself."""
+        file = self.files.get(inode)
+        if self.journal is None or (file is not None and file.orphan):
+            return  # bytes of a file without a name are not missed after a crash
+        time_ns = file.mtime_ns if file is not None else 0
+        self._append(time_ns, (), (inode,), edits)
+
+    def _append(
+        self,
+        time_ns: int,
+        numbers: Iterable[int],
+        inodes: Iterable[int],
+        edits: Sequence[Edit],
+    ) -> None:
+        assert self.journal is not None
+        declared = self.journal.declared
+        fresh: list[Edit] = []
+        given = {edit.inode for edit in edits if isinstance(edit, Place)}
+        for number in numbers:
+            self._declare(directory_inode(number), fresh, given)
+        for inode in inodes:
+            self._declare(inode, fresh, given)
+        self.journal.append(time_ns, [*fresh, *edits])
+        declared.update(edit.inode for edit in (*fresh, *edits) if isinstance(edit, Place))
+        self.edit_count += len(edits)
+
+    def _declare(self, inode: int, fresh: list[Edit], given: set[int]) -> None:
+        """Add the places that lead from the root to ``inode``, as far as not in the journal yet."""
+        assert self.journal is not None
+        if inode == ROOT_INODE or inode in given or inode in self.journal.declared:
+            return
+        number, slot = self.inodes.home_of(inode)
+        self._declare(directory_inode(number), fresh, given)
+        if is_directory_inode(inode) or number != directory_number(inode):
+            fresh.append(Place(inode, number, slot))
+            given.add(inode)
+
+    def apply(self, edit: Edit, time_ns: int) -> None:
+        """Apply one edit of names, attributes or numbers to what is in memory."""
+        if isinstance(edit, Put):
+            self._apply_put(self.directory(directory_inode(edit.directory)), edit.entry, time_ns)
+        elif isinstance(edit, Remove):
+            directory = self.directory(directory_inode(edit.directory))
+            old = directory.find(edit.name)
+            directory.remove(edit.name, edit.hide)
+            if not directory.is_links:
+                directory.touch(time_ns)
+                if old is not None and old.is_directory:
+                    directory.add_subdirectories(-1)
+        elif isinstance(edit, Place):
+            self._apply_place(edit)
+        elif isinstance(edit, Attributes):
+            self.directory(directory_inode(edit.directory)).set_attributes(edit.entry)
+
+    def _apply_place(self, edit: Place) -> None:
+        try:
+            old_number, old_slot = self.inodes.home_of(edit.inode)
+        except StaleError:
+            pass
+        else:
+            old = self.directories.get(old_number)
+            if old is not None and old.places.get(old_slot) == edit.inode:
+                del old.places[old_slot]
+        self.inodes.place(edit.inode, edit.directory, edit.slot)
+        holder = self.directories.get(edit.directory)
+        if holder is not None:
+            holder.places[edit.slot] = edit.inode
+
+    def _apply_put(self, holder: Directory, entry: TreeEntry, time_ns: int) -> None:
+        old = holder.find(entry.name)
+        holder.put(entry)
+        if not holder.is_links:
+            if old is None or old.slot != entry.slot:
+                holder.touch(time_ns)
+            were = old is not None and old.is_directory
+            if entry.is_directory != were:
+                holder.add_subdirectories(1 if entry.is_directory else -1)
+        inode = holder.places.get(entry.slot)
+        if entry.is_directory:
+            moved = self.directories.get(directory_number(inode)) if inode is not None else None
+            if moved is not None and moved is not holder:
+                self._adopt_directory(holder, moved, entry)
+            return
+        if entry.is_link:
+            return
+        file = self.files.get(
+            inode if inode is not None else holder.number << SLOT_BITS | entry.slot
+        )
+        if file is not None:
+            file.entry = msgspec.structs.replace(
+                entry, content=file.entry.content, size=file.entry.size
+            )
+            file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+
+    @staticmethod
+    def _adopt_directory(holder: Directory, moved: Directory, entry: TreeEntry) -> None:
+        """A directory that is in memory got another name or another parent."""
+        in_root = isinstance(holder, CatalogDirectory)
+        moved.is_scope = moved.is_scope and in_root
+        moved.parent = holder
+        moved.entry = msgspec.structs.replace(
+            entry, content=moved.entry.content, nlink=moved.entry.nlink
+        )
+
+    def has_links(self, directory: Directory) -> bool:
+        """Whether hard-linked names may exist below (those of the last fold still count)."""
+        if directory.entry.has_links:
+            return True
+        if any(entry is not None and entry.is_link for entry in directory.changes.values()):
+            return True
+        return any(
+            self.has_links(child)
+            for child in list(self.directories.values())
+            if child.parent is directory and not child.is_links
+        )
+
+    def discard(self, file: OpenFile) -> None:
+        """Drop a changed file that has no name and no handle any more."""
+        self.files.pop(file.inode, None)
+        self.obsolete += file.confirm()
+        if file.staging is not None:
+            self.obsolete.append(file.staging)
+
+    def open_file(self, inode: int) -> OpenFile:
+        """Return the object of a regular file, making it when there is none yet.
+
+        Raises:
+            StaleError: nothing has this number.
+        """
+        file = self.files.get(inode)
+        if file is None:
+            file = OpenFile(self.store, self, inode, self.locate(inode)[1])
+            self.files[inode] = file
+        return file
+
+    def open_ids(self, inode: int) -> list[RecordId]:
+        """Return the ids of a regular file's settled chunks, holes left out."""
+        file = self.files.get(inode) or OpenFile(self.store, self, inode, self.locate(inode)[1])
+        return [chunk_id for chunk_id in file.recipe.ids if chunk_id != HOLE]
+
+    # --- FileLog ---------------------------------------------------------------------------------
+
+    def new_staging(self) -> Staging:
+        """Make a new staging file in the view's directory."""
+        assert self.path is not None
+        number = self.next_staging
+        self.next_staging += 1
+        self.names_unsynced = True
+        return Staging(self.store.disk, self.path, number)
+
+    def sync_journal(self) -> None:
+        """Make the journal durable."""
+        if self.journal is not None:
+            self.journal.sync()
+
+    def pin_extents(self, extents: Sequence[Extent]) -> bool:
+        """Hold chunks back from gc for this view; False when one is gone already."""
+        return self.pin([e.chunk_id for e in extents if e.chunk_id != HOLE])
+
+    def pin(self, record_ids: Sequence[RecordId]) -> bool:
+        """Hold records back from gc until the next fold; False when one is gone already."""
+        assert self.view_id is not None
+        try:
+            with self.store.transaction() as txn:
+                for record_id in record_ids:
+                    txn.pin(view_owner_key(self.view_id), record_id)
+        except MissingRecordError:
+            return False
+        return True

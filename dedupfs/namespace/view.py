@@ -1,0 +1,333 @@
+"""A mountable tree: the operations of a file system over a catalogue or one snapshot.
+
+The facade that adapters (FUSE today) call with numbers and bytes; it reads the clock, refuses
+changes on a read-only mount, and hands everything to the module that knows. Synchronous; one
+thread.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from dedupfs.errors import InvalidError, ReadOnlyError
+from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
+from dedupfs.namespace import attributes, names
+from dedupfs.namespace.attributes import AttrChange
+from dedupfs.namespace.fold import Folder
+from dedupfs.namespace.handles import HandleTable, SyncPlan
+from dedupfs.namespace.inodes import ROOT_INODE
+from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare
+from dedupfs.namespace.names import Caller
+from dedupfs.namespace.openfile import ReadPlan
+from dedupfs.namespace.views import delete_view
+from dedupfs.store.store import Store
+
+__all__ = ["AttrChange", "Caller", "StatFs", "View"]
+
+JOURNAL_BYTES_MAX = 64 << 20
+"""A journal that has grown this long is folded at once ..."""
+FOLD_IDLE_S = 5.0
+"""... and any other once nothing has changed for so long."""
+FOLD_AGE_S = 30.0
+"""... or when its first edit is so old."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """What statfs(2) answers: the store's file system, since that is what can fill up."""
+
+    block_bytes: int
+    blocks: int
+    blocks_free: int
+    blocks_available: int
+    inodes: int
+    inodes_free: int
+    name_bytes_max: int = NAME_BYTES_MAX
+
+
+class View:
+    """One open view. Inodes are the kernel's nodeids; the root's is 1."""
+
+    def __init__(self, store: Store, opened: Opened) -> None:
+        self._store = store
+        self._opened = opened
+        self._state = opened.state
+        self._handles = HandleTable(opened.state, read_only=opened.row is None)
+        self._folder = Folder(opened.state, opened.row) if opened.row is not None else None
+        self._first_change_s: float | None = None
+        self._last_change_s = 0.0
+        self.name = opened.row.name if opened.row is not None else ""
+
+    @classmethod
+    def bring_back(
+        cls,
+        store: Store,
+        name: str = "default",
+        *,
+        snapshot: str | None = None,
+        mountpoint: str = "",
+    ) -> Self:
+        """Bring back the view ``name``, or make it over the catalogue or ``snapshot``.
+
+        Raises:
+            UsageError: no possible name, or the view has another base. NotFoundError: no such
+                snapshot. StoreBusyError: another process owns the view.
+        """
+        return cls(store, bring_back(store, name, snapshot, mountpoint))
+
+    @classmethod
+    def open_ephemeral(
+        cls, store: Store, *, snapshot: str | None = None, mountpoint: str = ""
+    ) -> Self:
+        """Make a view that ``close`` deletes."""
+        return cls(store, make_ephemeral(store, snapshot, mountpoint))
+
+    @classmethod
+    def open_read_only(cls, store: Store, *, snapshot: str | None = None) -> Self:
+        """Look at the catalogue or a snapshot; nothing can be changed, and nothing is kept."""
+        return cls(store, open_bare(store, snapshot))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every change is refused."""
+        return self._folder is None
+
+    def close(self) -> None:
+        """Fold, let go of the view, or delete it when it is ephemeral."""
+        try:
+            if self._opened.ephemeral:
+                self._opened.release()
+                delete_view(self._store, self.name)
+                return
+            if self._folder is not None:
+                self._folder.fold()
+        finally:
+            self._opened.release()
+
+    def _now(self) -> int:
+        """Return the time of a change that is about to be made."""
+        if self._folder is None:
+            raise ReadOnlyError("the mount is read-only")
+        self._last_change_s = time.monotonic()
+        if self._first_change_s is None:
+            self._first_change_s = self._last_change_s
+        return time.time_ns()
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        """Return the attributes of what ``name`` stands for.
+
+        Raises:
+            NotFoundError, NameTooLongError: nothing.
+        """
+        directory = self._state.directory(parent)
+        return self._state.attr_of(directory, names.find(directory, name))
+
+    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attr]:
+        """Make a regular file and open it; return its handle and attributes."""
+        attr = self.mknod(parent, name, mode & 0o7777 | 0o100000, 0, caller)
+        return self._handles.open_object(self._state.open_file(attr.inode)), attr
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
+        """Make a file of any type but directory and symlink."""
+        return self._make(parent, TreeEntry(name=name, slot=0, mode=mode, rdev=rdev), caller)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attr:
+        """Make a directory."""
+        mode = mode & 0o7777 | 0o040000
+        return self._make(parent, TreeEntry(name=name, slot=0, mode=mode, nlink=2), caller)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attr:
+        """Make a symbolic link."""
+        fresh = TreeEntry(name=name, slot=0, mode=0o120777, size=len(target), content=target)
+        return self._make(parent, fresh, caller)
+
+    def _make(self, parent: int, fresh: TreeEntry, caller: Caller) -> Attr:
+        now_ns = self._now()
+        directory = self._state.directory(parent)
+        entry = names.make(self._state, directory, fresh, caller, now_ns)
+        return self._state.attr_of(directory, entry)
+
+    def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
+        """Give an inode one more name."""
+        now_ns = self._now()
+        directory = self._state.directory(new_parent)
+        names.link(self._state, inode, directory, new_name, now_ns)
+        return self._state.attr(inode)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name; the inode lives on while it has others or is open."""
+        now_ns = self._now()
+        names.unlink(self._state, self._state.directory(parent), name, now_ns)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        now_ns = self._now()
+        names.rmdir(self._state, self._state.directory(parent), name, now_ns)
+
+    def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Rename; flags as in renameat2(2)."""
+        now_ns = self._now()
+        old_directory = self._state.directory(old_parent)
+        new_directory = self._state.directory(new_parent)
+        names.rename(self._state, old_directory, old_name, new_directory, new_name, flags, now_ns)
+
+    def readlink(self, inode: int) -> bytes:
+        """Return the target of a symbolic link."""
+        entry = self._state.entry_of(inode)
+        if not entry.is_symlink:
+            raise InvalidError("no symbolic link")
+        return entry.content
+
+    # --- attributes ------------------------------------------------------------------------------
+
+    def getattr(self, inode: int) -> Attr:
+        """Return the attributes of an inode.
+
+        Raises:
+            StaleError: nothing has this number.
+        """
+        return self._state.attr(inode)
+
+    def setattr(self, inode: int, change: AttrChange) -> Attr:
+        """Change attributes; return all of them."""
+        attributes.setattr_(self._state, inode, change, self._now())
+        return self._state.attr(inode)
+
+    def getxattr(self, inode: int, name: bytes) -> bytes:
+        """Return an extended attribute, ``user.dedupfs.*`` included."""
+        return attributes.getxattr(self._state, inode, name)
+
+    def listxattr(self, inode: int) -> list[bytes]:
+        """Return the names of the extended attributes that were set."""
+        return [name for name, _ in self._state.entry_of(inode).xattrs]
+
+    def setxattr(self, inode: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute."""
+        attributes.setxattr(self._state, inode, name, value, flags, self._now())
+
+    def removexattr(self, inode: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        attributes.removexattr(self._state, inode, name, self._now())
+
+    def statfs(self) -> StatFs:
+        """Return the room on the store's file system."""
+        found = os.statvfs(self._store.path)
+        return StatFs(
+            block_bytes=found.f_frsize,
+            blocks=found.f_blocks,
+            blocks_free=found.f_bfree,
+            blocks_available=found.f_bavail,
+            inodes=found.f_files,
+            inodes_free=found.f_ffree,
+        )
+
+    def is_volatile(self, inode: int) -> bool:
+        """Whether other processes change what is in this directory: the catalogue's root."""
+        return inode == ROOT_INODE and self._state.is_catalog
+
+    def forget(self, inodes: Iterable[tuple[int, int]]) -> None:
+        """Drop what is kept of removed directories that the kernel no longer knows."""
+        for inode, _count in inodes:
+            directory = self._state.directories.get(inode >> 24)
+            if directory is not None and directory.removed and directory.inode == inode:
+                del self._state.directories[directory.number]
+                self._state.inodes.forget(inode)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def open(self, inode: int, flags: int) -> int:
+        """Open a regular file; return its handle."""
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        return self._handles.open(inode, flags, self._now() if writing else 0)
+
+    def inode_of(self, handle: int) -> int:
+        """Return the inode behind a file's handle."""
+        return self._handles.file(handle).inode
+
+    def plan_read(self, handle: int, file_offset: int, size: int) -> ReadPlan:
+        """Plan a read: up to ``size`` bytes, fewer at the end of the file."""
+        return self._handles.plan_read(handle, file_offset, size)
+
+    def write(self, handle: int, file_offset: int, data: bytes) -> int:
+        """Write; when this returns, SIGKILL cannot lose it."""
+        return self._handles.write(handle, file_offset, data, self._now())
+
+    def flush(self, handle: int) -> None:
+        """A descriptor is being closed: everything was written down when it was written."""
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of a handle is closed."""
+        self._handles.release(handle)
+
+    def plan_fsync(self, inode: int | None) -> SyncPlan:
+        """Plan to make one file (or, with None, the whole view) durable."""
+        return self._handles.plan_sync(inode)
+
+    def opendir(self, inode: int) -> int:
+        """Open a directory for listing; return its handle."""
+        return self._handles.opendir(inode)
+
+    def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
+        """Yield (cookie, name, attributes) of the entries behind ``cookie``."""
+        return self._handles.readdir(handle, cookie)
+
+    def releasedir(self, handle: int) -> None:
+        """Close a directory handle."""
+        self._handles.releasedir(handle)
+
+    # --- housekeeping ----------------------------------------------------------------------------
+
+    def wants_fold(self) -> bool:
+        """Whether it is time to fold: the journal is long or old, or nothing is going on."""
+        journal = self._state.journal
+        if journal is None or self._folder is None:
+            return False
+        if journal.size >= JOURNAL_BYTES_MAX or self._handles.settle_wanted:
+            return True
+        if self._first_change_s is None:
+            return False
+        now_s = time.monotonic()
+        return (
+            now_s - self._last_change_s >= FOLD_IDLE_S or now_s - self._first_change_s >= FOLD_AGE_S
+        )
+
+    def prepare_fold(self) -> SyncPlan:
+        """Plan the waiting that a fold would do: run it in a thread first."""
+        return self._handles.plan_sync(None)
+
+    def fold(self) -> None:
+        """Turn what changed into trees and start a new journal.
+
+        Raises:
+            StoreFullError, StoreError: the view goes on with the journal it has.
+        """
+        if self._folder is None:
+            return
+        self._folder.fold(everything=False)
+        self._handles.settle_wanted.clear()
+        self._first_change_s = None
+
+    def commit(
+        self,
+        snapshot: str,
+        *,
+        path: bytes = b"",
+        tags: dict[str, str] | None = None,
+        created_ns: int | None = None,
+    ) -> SnapshotInfo:
+        """Freeze the view, or the directory at ``path`` of it, as a snapshot.
+
+        Raises:
+            UsageError, ExistsError: the name. NotADirectoryNameError: the path. ReadOnlyError: the
+                mount is read-only.
+        """
+        if self._folder is None:
+            raise ReadOnlyError("a read-only mount has nothing to commit")
+        when_ns = time.time_ns() if created_ns is None else created_ns
+        return self._folder.commit(snapshot, path, tags or {}, when_ns)

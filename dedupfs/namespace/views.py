@@ -1,0 +1,150 @@
+"""The views of a store as a set: listing, who owns one, deleting one. Knows no tree.
+
+A view's files are in ``views/NAME/``: ``lock`` (held by the owner as long as it lives; says who
+that is), ``journal.GENERATION`` and ``staging.NUMBER``. Source: docs/format.md, "Views".
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.errors import NotFoundError, StoreBusyError, UsageError
+from dedupfs.namespace.rows import (
+    ViewRow,
+    check_name,
+    decode_view_row,
+    place_prefix,
+    view_owner_key,
+)
+from dedupfs.store.disk import Disk, File
+from dedupfs.store.store import Store, Table
+
+VIEWS_DIRECTORY = "views"
+LOCK_NAME = "lock"
+EPHEMERAL_PREFIX = "ephemeral-"
+
+
+class ViewOwner(msgspec.Struct, frozen=True):
+    """Which process has a view open, and where it is mounted ("" for a command)."""
+
+    pid: int
+    mountpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLock:
+    """A view's lock, held; the kernel lets go of it when the process dies."""
+
+    file: File
+
+    def release(self) -> None:
+        """Let go."""
+        self.file.close()
+
+
+def view_directory(store_path: Path, name: str) -> Path:
+    """Return where the files of view ``name`` are."""
+    return store_path / VIEWS_DIRECTORY / name
+
+
+def lock_view(disk: Disk, store_path: Path, name: str, mountpoint: str) -> ViewLock:
+    """Become the owner of a view, making its directory when there is none.
+
+    Raises:
+        StoreBusyError: another process is; the message names it.
+    """
+    directory = view_directory(store_path, name)
+    disk.mkdir(directory.parent)
+    disk.mkdir(directory)
+    file = disk.open(directory / LOCK_NAME, create=True)
+    if not disk.lock(file):
+        owner = _read_owner(disk, file)
+        where = f", mounted on {owner.mountpoint}" if owner and owner.mountpoint else ""
+        who = f"process {owner.pid}" if owner else "another process"
+        raise StoreBusyError(
+            f"view {name!r} is in use by {who}{where}; unmount it, or take another view (--view)"
+        )
+    data = msgspec.json.encode(ViewOwner(os.getpid(), mountpoint))
+    disk.truncate(file, 0)
+    disk.pwrite(file, [data], 0)
+    return ViewLock(file)
+
+
+def _read_owner(disk: Disk, file: File) -> ViewOwner | None:
+    try:
+        return msgspec.json.decode(disk.pread(file, 1 << 16, 0), type=ViewOwner)
+    except msgspec.DecodeError:
+        return None  # it is just being written
+
+
+def view_owner(store: Store, name: str) -> ViewOwner | None:
+    """Return who has view ``name`` open, or None."""
+    try:
+        file = store.disk.open(view_directory(store.path, name) / LOCK_NAME, write=True)
+    except FileNotFoundError:
+        return None
+    try:
+        if store.disk.lock(file):
+            return None
+        return _read_owner(store.disk, file) or ViewOwner(0, "")
+    finally:
+        file.close()
+
+
+def list_views(store: Store) -> list[ViewRow]:
+    """Return all views, sorted by name."""
+    with store.reading() as txn:
+        return [decode_view_row(row) for _, row in txn.scan(Table.VIEWS)]
+
+
+def find_view(store: Store, name: str) -> ViewRow | None:
+    """Return the view called ``name``, or None."""
+    with store.reading() as txn:
+        row = txn.get(Table.VIEWS, name.encode())
+    return decode_view_row(row) if row is not None else None
+
+
+def remove_view(store: Store, name: str) -> None:
+    """Delete a view that nobody has open; its space is freed by ``maintenance.gc``.
+
+    Raises:
+        UsageError, NotFoundError: no such view. StoreBusyError: somebody has it open.
+    """
+    check_name(name, "view")
+    if find_view(store, name) is None:
+        raise NotFoundError(f"no view {name!r} in {store.path}")
+    lock = lock_view(store.disk, store.path, name, "")
+    try:
+        delete_view(store, name)
+    finally:
+        lock.release()
+
+
+def delete_view(store: Store, name: str) -> None:
+    """Delete the view's row, references and files; the caller owns it or nobody does."""
+    row = find_view(store, name)
+    if row is not None:
+        with store.transaction() as txn:
+            txn.delete(Table.VIEWS, name.encode())
+            txn.drop_reference(row.root_id)
+            txn.release_pins(view_owner_key(row.view_id))
+            for table in (Table.PLACES, Table.HOMES):
+                for key in [key for key, _ in txn.scan(table, place_prefix(row.view_id))]:
+                    txn.delete(table, key)
+    directory = view_directory(store.path, name)
+    if directory.is_symlink():
+        raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_dead_ephemeral(store: Store) -> list[str]:
+    """Delete ephemeral views whose process died; return their names."""
+    removed = []
+    for row in list_views(store):
+        if row.name.startswith(EPHEMERAL_PREFIX) and view_owner(store, row.name) is None:
+            remove_view(store, row.name)
+            removed.append(row.name)
+    return removed
