@@ -193,13 +193,13 @@ def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Comm
     if daemon is not None:
         return _commit_live(daemon, request)
     from dedupfs.namespace.view import View
-    from dedupfs.namespace.views import list_views
+    from dedupfs.namespace.views import find_view
     from dedupfs.store.store import Store
 
     with Store.open(store_path) as store:
-        if all(row.name != view for row in list_views(store)):
+        if find_view(store, view) is None:
             raise UsageError(f"no view {view} in {store_path}")
-        opened = View.open(store, view)
+        opened = View.bring_back(store, view)
         try:
             info = opened.commit(
                 request.name, path=request.path, tags=request.tags, created_ns=time.time_ns()

@@ -80,7 +80,9 @@ def opened_view(store: Store, options: MountOptions, mountpoint: Path) -> Iterat
     elif options.ephemeral:
         view = View.open_ephemeral(store, snapshot=options.snapshot, mountpoint=str(mountpoint))
     else:
-        view = View.open(store, options.view, snapshot=options.snapshot, mountpoint=str(mountpoint))
+        view = View.bring_back(
+            store, options.view, snapshot=options.snapshot, mountpoint=str(mountpoint)
+        )
     try:
         yield view
     finally:

@@ -251,7 +251,12 @@ class FakeView:
 
     def plan_fsync(self, inode: int | None) -> FakePlan:
         self._call("plan_fsync")
-        return FakePlan(lambda: str(self.synced.append(inode)).encode())
+
+        def work() -> bytes:
+            self.synced.append(inode)
+            return b""
+
+        return FakePlan(work)
 
     def inode_of(self, handle: int) -> int:
         return self.handles[handle]

@@ -95,6 +95,7 @@ class Daemons:
         assert process.stdout is not None
         mounted = Mounted(store_path, path, process, log_path)
         if process.stdout.readline() != b"ready\n":
+            process.stdout.close()
             raise DaemonError(process.wait(END_TIMEOUT_S), mounted.log)
         self.started.append(mounted)
         return mounted
@@ -147,7 +148,7 @@ def become(uid: int) -> None:
 
 
 def run_code(code: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python code, with ``os`` and ``socket`` at hand, in a process, perhaps as another user."""
+    """Run Python code with ``os`` and ``socket`` at hand, perhaps as another user."""
     code = f"import os, socket; {code}"
     before = f"from tests.fuse.harness import become; import os, socket; become({user}); "
     return subprocess.run(

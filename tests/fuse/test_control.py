@@ -40,9 +40,9 @@ class Served:
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    store = tmp_path / ("long" * 40)  # beyond the 108 bytes of sockaddr_un
-    (store / "run").mkdir(parents=True)
+async def served(open_directory: Path) -> AsyncIterator[Served]:
+    store = open_directory / ("long" * 40)  # beyond the 108 bytes of sockaddr_un
+    (store / "run").mkdir(parents=True, exist_ok=True)
     view = FakeView()
     served = Served(store, view)
     keeper = Housekeeper(view.as_view())
@@ -102,9 +102,7 @@ async def test_only_its_owner_can_open_the_socket(served: Served) -> None:
 
 @pytest.mark.root
 async def test_another_user_is_refused_even_where_the_mode_lets_him_in(served: Served) -> None:
-    for directory in (served.path, *served.path.parents[:4]):
-        if directory.stat().st_mode & 0o005 != 0o005:
-            directory.chmod(0o777)
+    served.path.chmod(0o666)
     code = (
         "s = socket.socket(socket.AF_UNIX);"
         f"d = os.open({str(served.path.parent)!r}, os.O_PATH);"
@@ -117,7 +115,8 @@ async def test_another_user_is_refused_even_where_the_mode_lets_him_in(served: S
 
 
 async def test_the_client_finds_the_daemon_by_view_and_by_mount_point(served: Served) -> None:
-    (served.path.parent / "view-dead.sock").touch()
+    dead = served.path.parent / "view-dead.sock"
+    dead.touch()
 
     def find() -> list[live.Daemon | None]:
         return [
@@ -129,6 +128,7 @@ async def test_the_client_finds_the_daemon_by_view_and_by_mount_point(served: Se
 
     daemon = live.Daemon(served.path, RUNNING)
     assert await trio.to_thread.run_sync(find) == [daemon, daemon, None, None]
+    dead.unlink()
 
 
 def test_a_daemon_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -212,8 +212,8 @@ def test_places_in_a_big_directory_stay_valid_while_entries_come_and_go(work: Pa
     stream = DirectoryStream(work)
     seen: list[bytes] = []
     places: list[int] = []
-    while (name := stream.next()) is not None:
-        seen.append(name)
+    while entry := stream.next():
+        seen.append(entry)
         places.append(stream.tell())
     assert sorted(seen) == sorted([*names, b".", b".."]) or sorted(seen) == names
     for name in seen[100:200]:
@@ -222,8 +222,8 @@ def test_places_in_a_big_directory_stay_valid_while_entries_come_and_go(work: Pa
     (work / "fresh").write_bytes(b"")
     stream.seek(places[1499])
     rest = []
-    while (name := stream.next()) is not None:
-        rest.append(name)
+    while entry := stream.next():
+        rest.append(entry)
     stream.close()
     assert [name for name in rest if name != b"fresh"] == seen[1500:]
 
