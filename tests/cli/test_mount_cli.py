@@ -143,9 +143,10 @@ def test_a_mount_that_fails_says_why_in_one_line(place: Place) -> None:
 @pytest.mark.root
 def test_without_a_device_it_says_how_to_get_one(place: Place) -> None:
     place.mountpoint()
-    command = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec python3 -m dedupfs mount store mnt"
+    hide_device = "mount -t tmpfs none /dev && mknod /dev/null c 1 3"
+    mount = f"exec {sys.executable} -m dedupfs mount store mnt"
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command.replace("python3", sys.executable)],
+        ["unshare", "--mount", "sh", "-c", f"{hide_device} && {mount}"],
         cwd=place.directory,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

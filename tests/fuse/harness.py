@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -76,7 +77,7 @@ class Daemons:
         self, name: str = "mnt", store: str = "store", view: str = "default", **options: object
     ) -> Mounted:
         path, store_path = self.directory / name, self.directory / store
-        if not os.path.lexists(path):
+        with suppress(FileExistsError):  # a dead mount, too, exists only for mkdir
             path.mkdir()
             if self.user is not None:
                 os.chown(path, self.user, self.user)

@@ -148,7 +148,7 @@ def test_a_commit_of_a_name_that_exists_is_the_daemon_s_error(daemons: Daemons) 
     live.ask(socket_path, live.Commit("s", b"d"))
     with pytest.raises(errors.ExistsError):
         live.ask(socket_path, live.Commit("s", b"d"))
-    with pytest.raises(errors.NotFoundError):
+    with pytest.raises(errors.NamespaceError, match="missing"):
         live.ask(socket_path, live.Commit("t", b"missing"))
 
 
