@@ -87,6 +87,7 @@ class _Check:
         self._problems = self._pass.problems
         self._counter = self._pass.counter
         self._trees = TreeAudit(self._problems)
+        self._inodes: dict[RecordId, dict[bytes, TreeEntry] | None] = {}
 
     def run(self) -> CheckReport:
         census = take_census(self._txn)
@@ -130,7 +131,7 @@ class _Check:
         for key, value in self._txn.scan(Table.PINS):
             try:
                 _owner, record_id = split_pin_key(key)
-                self._counter.add_many(record_id, 0, decode_count(value))
+                self._counter.add_pins(record_id, decode_count(value))
             except CorruptError as exc:
                 self._problems.add("row", f"pin {key.hex()}", str(exc))
         for key, value in self._txn.scan(Table.SNAPSHOTS):
@@ -182,7 +183,7 @@ class _Check:
             pages = self._pages(tree)
             if pages is not None:
                 self._trees.take_pages(record_id, tree, pages)
-        self._trees.finish(self._inodes_of)
+        self._trees.finish(self._inodes_of, complete=not self._pass.unread)
 
     def _pages(self, tree: Tree) -> list[Sequence[TreeEntry]] | None:
         pages: list[Sequence[TreeEntry]] = []
@@ -193,7 +194,12 @@ class _Check:
             pages.append(decode_tree_page(payload))
         return pages
 
-    def _inodes_of(self, links_id: RecordId) -> dict[bytes, int] | None:
+    def _inodes_of(self, links_id: RecordId) -> dict[bytes, TreeEntry] | None:
+        if links_id not in self._inodes:
+            self._inodes[links_id] = self._read_inodes(links_id)
+        return self._inodes[links_id]
+
+    def _read_inodes(self, links_id: RecordId) -> dict[bytes, TreeEntry] | None:
         payload = self._pass.payload(links_id, RecordKind.TREE)
         if payload is None:
             return None
@@ -202,7 +208,7 @@ class _Check:
         if pages is None:
             return None
         entries = [*tree.entries, *(entry for page in pages for entry in page)]
-        return {entry.name: entry.nlink for entry in entries}
+        return {entry.name: entry for entry in entries}
 
     def _compare_references(self) -> None:
         for part in self._counter.parts():

@@ -22,6 +22,7 @@ from dedupfs.maintenance.verify import check_header, check_payload, runs_of
 from dedupfs.model import PackKind, RecordId, RecordKind
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.disk import File
+from dedupfs.store.inventory import payload_of
 
 _GAP_BYTES_MAX = 4096
 
@@ -50,7 +51,7 @@ class Pass:
         if row is None or row[0] != kind:
             return None
         try:
-            return bytes(self.store.reader.payload(record_id, row))
+            return bytes(payload_of(self.store, record_id, decode_location(row)[0]))
         except StoreError:
             self.require_unchanged(record_id, row)
             return None

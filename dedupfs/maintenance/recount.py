@@ -6,6 +6,7 @@ object each.
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -43,14 +44,15 @@ class ReferenceCounter:
 
     def __init__(self) -> None:
         self._parts = [bytearray() for _ in range(_PARTS)]
+        self._pins: Counter[RecordId] = Counter()
 
     def add(self, record_id: bytes, kind: int, length: int = 0) -> None:
         """Count one reference to a record that must be of ``kind`` (and ``length`` bytes)."""
         self._parts[record_id[0]] += _pack_target(record_id, kind, length)
 
-    def add_many(self, record_id: bytes, kind: int, count: int) -> None:
-        """Count several references from one place."""
-        self._parts[record_id[0]] += _pack_target(record_id, kind, 0) * count
+    def add_pins(self, record_id: RecordId, count: int) -> None:
+        """Count references that say nothing about what the record is."""
+        self._pins[record_id] += count
 
     def add_extents(self, packed: bytes) -> None:
         """Count what packed extents refer to."""
@@ -118,6 +120,9 @@ class ReferenceCounter:
                 target.contradictory = True
             target.kind = target.kind or kind
             target.length = target.length or length
+        for record_id, count in self._pins.items():
+            if record_id[0] == part:
+                found.setdefault(record_id, Target(0, 0, 0)).count += count
         return found
 
     @staticmethod

@@ -6,6 +6,7 @@ for its direct children, the sums of whole snapshots are right by induction. Wha
 ``model.TreeEntry``; how sums are made: ``namespace.trees.directory_entry``.
 """
 
+import dataclasses
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,8 @@ _KINDS = {
     stat.S_IFBLK,
 }
 
-PagesOf = Callable[[Tree], Iterable[Sequence[TreeEntry]]]
+InodesOf = Callable[[RecordId], dict[bytes, TreeEntry] | None]
+"""Returns the inodes in a links tree by link id; None when the tree is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class TreeAudit:
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
         self._sums: dict[RecordId, Sums] = {}
-        self._claims: set[tuple[RecordId, Sums]] = set()
+        self._claims: set[tuple[RecordId, RecordId | None, Sums]] = set()
         self._recipe_bytes: dict[RecordId, int] = {}
         self._recipe_claims: set[tuple[RecordId, int]] = set()
         self._page_bytes: dict[RecordId, int] = {}
@@ -129,8 +131,8 @@ class TreeAudit:
         said = Sums(entry.size, entry.count, entry.nlink, entry.has_links)
         tree_id = tree_id_of(entry)
         if tree_id is not None:
-            self._claims.add((tree_id, said))
             links_id = links_id_of(entry)
+            self._claims.add((tree_id, links_id, said))
             if links_id is not None:
                 self._scopes.add((tree_id, links_id))
         elif said != NOTHING:
@@ -170,17 +172,13 @@ class TreeAudit:
                 self._complain(record_id, f"page {listed.page_id.hex()} differs from its listing")
         self._take_entries(record_id, tree, [entry for page in pages for entry in page])
 
-    def links_trees(self) -> set[RecordId]:
-        """Return the ids of the trees that hold hard-linked inodes."""
-        return {links_id for _, links_id in self._scopes if links_id is not None}
-
-    def finish(self, inodes_of: Callable[[RecordId], dict[bytes, int] | None]) -> None:
-        """Compare all claims. ``inodes_of``: link ids and nlink in a links tree; None: lost."""
-        for tree_id in {tree_id for tree_id, _ in self._claims} & self._bad_names.keys():
+    def finish(self, inodes_of: InodesOf, *, complete: bool) -> None:
+        """Compare all claims; without ``complete`` some trees could not be read."""
+        for tree_id in {claim[0] for claim in self._claims} & self._bad_names.keys():
             self._complain(tree_id, f"no file can have the name {self._bad_names[tree_id]!r}")
-        for tree_id, said in self._claims:
+        for tree_id, links_id, said in self._claims:
             sums = self._sums.get(tree_id)
-            if sums is not None and sums != said:
+            if sums is not None and said not in _with_links(sums, links_id, inodes_of):
                 self._complain(tree_id, f"its directory's entry says {said}; it holds {sums}")
         for recipe_id, size in self._recipe_claims:
             held = self._recipe_bytes.get(recipe_id, size)
@@ -190,7 +188,7 @@ class TreeAudit:
             held = self._page_bytes.get(page_id, size)
             if held != size:
                 self._disagree("recipe page", page_id, f"a recipe says {size} bytes", held)
-        for tree_id, links_id in self._scopes:
+        for tree_id, links_id in self._scopes if complete else ():
             self._audit_scope(tree_id, links_id, inodes_of)
 
     def _disagree(self, what: str, record_id: RecordId, claim: str, held: int) -> None:
@@ -201,7 +199,7 @@ class TreeAudit:
         self,
         tree_id: RecordId,
         links_id: RecordId | None,
-        inodes_of: Callable[[RecordId], dict[bytes, int] | None],
+        inodes_of: InodesOf,
     ) -> None:
         names = self._names_in_scope(tree_id)
         if links_id is None:
@@ -211,12 +209,12 @@ class TreeAudit:
         inodes = inodes_of(links_id)
         if inodes is None:
             return  # it is reported as missing or damaged already
-        for link, nlink in inodes.items():
-            if names[link] != nlink:
+        for link, inode in inodes.items():
+            if names[link] != inode.nlink:
                 self._problems.add(
                     "links",
                     f"hard link {link.hex()} below tree {tree_id.hex()}",
-                    f"it says {nlink} names and has {names[link]}",
+                    f"it says {inode.nlink} names and has {names[link]}",
                     RESTORE,
                     tree_id,
                 )
@@ -233,6 +231,15 @@ class TreeAudit:
                 names.update(links.names)
                 pending.extend(links.below)
         return names
+
+
+def _with_links(sums: Sums, links_id: RecordId | None, inodes_of: InodesOf) -> tuple[Sums, ...]:
+    """Return what the entry of a directory may say; hard-linked inodes count at their scope."""
+    inodes = inodes_of(links_id) if links_id is not None else None
+    if not inodes:
+        return (sums,)
+    linked_bytes = sum(inode.size for inode in inodes.values())
+    return sums, dataclasses.replace(sums, size=sums.size + linked_bytes)
 
 
 def sums_of(entries: Iterable[TreeEntry]) -> Sums:

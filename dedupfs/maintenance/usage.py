@@ -13,9 +13,9 @@ from dedupfs.errors import NotFoundError
 from dedupfs.format.keys import decode_free, decode_pack_key, decode_pack_row, unpack_record_row
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.maintenance.release import Exclusive, Release
-from dedupfs.model import PackKind, RecordId, RecordKind
+from dedupfs.model import PackKind, RecordId, RecordKind, TreeEntry
 from dedupfs.namespace.rows import decode_snapshot_row
-from dedupfs.namespace.trees import TreeReader, links_id_of
+from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
 from dedupfs.store import ReadTxn, Store, Table
 
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's blocks are (inode(7))
@@ -131,17 +131,29 @@ def _add_snapshots(store: Store, txn: ReadTxn, usage: StoreUsage) -> None:
     trees = TreeReader(store)
     linked_bytes: dict[RecordId, int] = {}
     for _, row in txn.scan(Table.SNAPSHOTS):
-        info, _record_id = decode_snapshot_row(row)
+        root = decode_snapshot_row(row)[0].root
         usage.snapshots += 1
-        usage.logical_bytes += info.root.size
-        usage.entries += info.root.count
-        links_id = links_id_of(info.root)
-        if links_id is not None:  # the sums of trees leave hard-linked files out
-            if links_id not in linked_bytes:
-                linked_bytes[links_id] = sum(
-                    inode.size for inode in trees.entries(links_id) if inode.is_file
-                )
-            usage.logical_bytes += linked_bytes[links_id]
+        usage.entries += root.count
+        links_id = links_id_of(root)
+        if links_id is None:
+            usage.logical_bytes += root.size
+            continue
+        # A root may or may not count its hard-linked files already, so all is added up here.
+        if links_id not in linked_bytes:
+            linked_bytes[links_id] = sum(
+                inode.size for inode in trees.entries(links_id) if inode.is_file
+            )
+        usage.logical_bytes += linked_bytes[links_id]
+        usage.logical_bytes += _sum_of_sizes(trees.entries(tree_id_of(root)))
+
+
+def _sum_of_sizes(entries: Iterable[TreeEntry]) -> int:
+    """Add up the bytes of files and of all below directories, hard-linked files apart."""
+    return sum(
+        entry.size
+        for entry in entries
+        if entry.is_directory or (entry.is_file and not entry.is_link)
+    )
 
 
 def _add_records(txn: ReadTxn, garbage: set[RecordId], usage: StoreUsage) -> None:
