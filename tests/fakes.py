@@ -109,12 +109,12 @@ class FaultyDisk:
     def _remember_bytes(self, file: File, offset: int, length: int) -> None:
         size = os.fstat(file.fd).st_size
         old = os.pread(file.fd, length, offset)
-        copy = os.dup(file.fd)  # reaches the file whatever its name is by then
+        # Reaches the file whatever its name is by then; unlike a dup it does not keep its lock.
+        again = File(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC), file.path)
 
         def undo() -> None:
-            os.pwrite(copy, old, offset)
-            os.ftruncate(copy, size)
-            os.close(copy)
+            os.pwrite(again.fd, old, offset)
+            os.ftruncate(again.fd, size)
 
         self._undo.append(_Undo(undo, inode=os.fstat(file.fd).st_ino))
 

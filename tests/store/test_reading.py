@@ -1,0 +1,146 @@
+"""Pieces of chunks, merged into few reads, verified once."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError
+from dedupfs.model import RecordId
+from dedupfs.store import RealDisk, Store
+from dedupfs.store.disk import File
+from tests.store.conftest import MakeStore
+from tests.store.payloads import CHUNK, hole, noise, piece, pin, put_pinned
+
+
+@dataclass
+class CountingDisk(RealDisk):
+    """Notes every read; can pretend that nothing is cached."""
+
+    reads: list[tuple[int, int]] = field(default_factory=list)
+    cached: bool = True
+
+    def pread(self, file: File, length: int, offset: int) -> bytes:
+        self.reads.append((offset, length))
+        return super().pread(file, length, offset)
+
+    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+        self.reads.append((offset, len(buffer)))
+        return self.cached and super().pread_cached(file, buffer, offset)
+
+
+def test_pieces_are_joined_in_order(store: Store) -> None:
+    one, two = put_pinned(store, [noise(1), noise(2)])
+    pieces = [piece(two, 10, 990), hole(5), piece(one, 1000), piece(two, 1, 0)]
+    expected = noise(2)[990:] + bytes(5) + noise(1) + noise(2)[:1]
+    assert store.read(pieces) == expected
+    assert store.read_cached(pieces) in (expected, None)
+    assert store.read([]) == b""
+    assert store.read([hole(3)]) == bytes(3)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("pending", [False, True])
+def test_any_pieces_are_what_the_chunks_hold(
+    make_store: MakeStore, compression: str, pending: bool
+) -> None:
+    store = make_store(compression=compression, pack_bytes_max=20_000)
+    payloads = [noise(n, 700) + bytes(300) for n in range(40)]
+    ids = [store.put(CHUNK, payload) for payload in payloads]
+    if not pending:
+        pin(store, ids)
+    choose = random.Random(1)
+    for _ in range(200):
+        pieces, expected = [], b""
+        start = choose.randrange(40)
+        for index in range(start, min(40, start + choose.randrange(1, 8))):
+            offset = choose.randrange(1000)
+            length = choose.randrange(1, 1001 - offset)
+            pieces.append(piece(ids[index], length, offset))
+            expected += payloads[index][offset : offset + length]
+        assert store.read(pieces) == expected
+        assert store.read_cached(pieces) in (expected, None)
+    if pending:
+        pin(store, ids)
+
+
+def test_neighbours_are_read_at_once_and_verified_once(make_store: MakeStore) -> None:
+    disk = CountingDisk()
+    store = make_store(compression="none", disk=disk)
+    ids = put_pinned(store, [noise(n) for n in range(10)])
+    disk.reads.clear()
+    assert store.read([piece(ids[0], 10, 500)]) == noise(0)[500:510]
+    assert [length for _, length in disk.reads] == [1000]  # whole, to be verified
+    disk.reads.clear()
+    assert store.read([piece(ids[0], 10, 500)]) == noise(0)[500:510]
+    assert [length for _, length in disk.reads] == [10]
+    disk.reads.clear()
+    store.read([piece(record_id, 1000) for record_id in ids])
+    assert len(disk.reads) == 1
+
+
+def test_a_cached_read_never_waits(make_store: MakeStore) -> None:
+    disk = CountingDisk(cached=False)
+    store = make_store(compression="none", disk=disk)
+    ids = put_pinned(store, [noise(n) for n in range(3)])
+    assert store.read_cached([piece(ids[0], 10), piece(ids[1], 10)]) is None
+    assert store.read_cached([hole(10)]) == bytes(10)
+
+
+def test_a_piece_beyond_its_chunk_is_refused(store: Store) -> None:
+    (chunk,) = put_pinned(store, [noise(1)])
+    with pytest.raises(CorruptError, match="has 1000 bytes"):
+        store.read([piece(chunk, 2, 999)])
+
+
+def test_an_unknown_chunk_is_named(store: Store) -> None:
+    unknown = store.digest(CHUNK, b"unknown")
+    with pytest.raises(MissingRecordError, match=unknown.hex()):
+        store.read([piece(unknown, 1)])
+
+
+def test_threads_read_while_another_puts(store: Store) -> None:
+    """Goal: a record is found at every moment: buffered, flushed, synced, committed."""
+    ids: list[RecordId] = []
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        choose = random.Random(1)
+        while not stop.is_set():
+            if ids:
+                number = choose.randrange(len(ids))
+                try:
+                    data = store.read([piece(ids[number], 5000)])
+                    if data != noise(number, 5000):
+                        wrong.append(number)
+                except StoreError as exc:
+                    wrong.append(exc)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(2000):
+        ids.append(store.put(CHUNK, noise(number, 5000)))
+        if number % 100 == 0:
+            pin(store, ids[-100:])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    pin(store, ids)
+
+
+def test_many_packs_do_not_use_up_the_descriptors(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Store.create(path, compression="none", pack_bytes_max=1) as store:
+        ids = put_pinned(store, [noise(n, 20) for n in range(300)])
+        assert [store.read([piece(ids[n], 20)]) for n in range(300)] == [
+            noise(n, 20) for n in range(300)
+        ]
+        assert len(os.listdir("/proc/self/fd")) < before + 256
