@@ -108,23 +108,13 @@ class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9):
     extents: bytes
 
 
-class Settled(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """All bytes of ``inode`` are ``content`` now; its staging file is no longer needed."""
-
-    inode: int
-    content: bytes
-    size: int
-
-
 class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """``inode`` has no name any more but is still open."""
 
     inode: int
 
 
-Edit = (
-    Place | Put | Remove | Attributes | Write | Stage | Dirty | Truncate | Adopt | Settled | Orphan
-)
+Edit = Place | Put | Remove | Attributes | Write | Stage | Dirty | Truncate | Adopt | Orphan
 
 
 class Edits(msgspec.Struct, frozen=True, array_like=True):

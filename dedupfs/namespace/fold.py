@@ -7,7 +7,7 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 import msgspec
 
 from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, UsageError
-from dedupfs.format.journal import MAGIC, VERSION, JournalHeader, Settled
+from dedupfs.format.journal import MAGIC, VERSION, JournalHeader
 from dedupfs.format.tree import encode_view_root, entry_references
 from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry, ViewRoot
 from dedupfs.namespace.directory import CatalogDirectory, Directory
@@ -32,21 +32,6 @@ class Folder:
         self._store = state.store
         self.row = row
 
-    # --- settling one file -----------------------------------------------------------------------
-
-    def settle_file(self, inode: int) -> None:
-        """Make the bytes of one file durable chunks, held by the view until the next fold."""
-        state = self._state
-        file = state.files.get(inode)
-        if file is None or file.orphan or file.staging is None:
-            return
-        settle(file)
-        if not state.pin(entry_references(file.entry)):
-            file.revert()  # the fold will put it again
-            return
-        state.append_file(inode, [Settled(inode, file.entry.content, file.size)])
-        state.obsolete += file.confirm()
-
     # --- folding ---------------------------------------------------------------------------------
 
     def fold(self, *, everything: bool = True) -> None:
@@ -63,10 +48,11 @@ class Folder:
         for attempt in range(ATTEMPTS):
             try:
                 self._fold(everything)
-            except MissingRecordError:
+            except BaseException as exc:
                 for file in self._state.files.values():
                     file.revert()
-                if attempt + 1 == ATTEMPTS:
+                self._store.drop_pending()
+                if not isinstance(exc, MissingRecordError) or attempt + 1 == ATTEMPTS:
                     raise
             else:
                 return

@@ -22,8 +22,9 @@ from dedupfs.ranges import Ranges
 from dedupfs.recipe import Piece, Recipe, hole_extents
 from dedupfs.store.store import Store
 
-BUFFER_BYTES_MAX = 128 << 10
-"""A changed file up to this size is kept in memory and in the journal, without a staging file."""
+BUFFER_CHUNKS = 2
+"""A changed file of up to so many chunks of average length (128 KiB by default) is kept in memory
+and in the journal, without a staging file."""
 FILE_BYTES_MAX = (1 << 63) - 1
 _WITHOUT_END = 1 << 63
 
@@ -93,6 +94,7 @@ class OpenFile:
     def __init__(self, store: Store, log: FileLog, inode: int, entry: TreeEntry) -> None:
         self.store = store
         self._log = log
+        self._buffer_bytes_max = BUFFER_CHUNKS * store.config.chunk_bytes_average
         self.inode = inode
         self.entry = entry
         self.size = entry.size
@@ -106,6 +108,7 @@ class OpenFile:
         self.dirty = Ranges()
         self.cutter: OrderedCutter | None = None
         self._new = False
+        self._journaled_stop = 0
         self.detached: list[Staging] = []
         self._before: _Changed | None = None
         self.unsettled = False
@@ -198,23 +201,33 @@ class OpenFile:
         order between two files.
         """
         assert self.staging is not None
-        if file_offset < self.recipe.size:
+        if file_offset < self.journaled_stop:
             self._log.append_file(self.inode, [Write(self.inode, file_offset, data)])
-            self.dirty.add(file_offset, file_offset + len(data))
+            self.note_journaled(file_offset, file_offset + len(data))
         self.staging.write(file_offset, data)
         if self.cutter is not None:
             self.cutter.feed(file_offset, data)
             if self.cutter.wants_adoption():
                 self.adopt()
 
+    @property
+    def journaled_stop(self) -> int:
+        """Below here lie settled bytes, or bytes that are in the journal; behind, staged ones."""
+        return max(self.recipe.size, self._journaled_stop)
+
+    def note_journaled(self, start: int, stop: int) -> None:
+        """Take over that the journal holds the bytes of ``[start, stop)``."""
+        self.dirty.add(start, stop)
+        self._journaled_stop = max(self._journaled_stop, stop)
+
     def _make_writable(self, size: int, *, keep: int) -> None:
         """Become buffered or staged, as a file of ``size`` bytes has to be."""
         if self.buffer is None and self.staging is None:
-            if size <= BUFFER_BYTES_MAX:
+            if size <= self._buffer_bytes_max:
                 self.become_buffered(keep)
             else:
                 self._stage()
-        elif self.buffer is not None and size > BUFFER_BYTES_MAX:
+        elif self.buffer is not None and size > self._buffer_bytes_max:
             self._spill()
 
     def become_buffered(self, keep: int) -> None:
@@ -241,6 +254,7 @@ class OpenFile:
         self.staging = staging
         self.dirty = Ranges()
         self.dirty.add(self.recipe.size, _WITHOUT_END)
+        self._journaled_stop = 0
         self._new = not self.recipe.size
         if self._new:
             self.cutter = OrderedCutter(self.store)
@@ -266,7 +280,7 @@ class OpenFile:
         else:
             start, data = self._clipped_bytes(size)
             self.staging.truncate(size)
-            if size < self.recipe.size:
+            if size < self.journaled_stop:
                 self.staging.write(start, data)
                 self.staging.sync()  # or a power cut could bring back the length without the bytes
                 self._log.append_file(self.inode, [Truncate(self.inode, size)])
@@ -304,6 +318,7 @@ class OpenFile:
             if recipe.ids[index] == HOLE:
                 kept += hole_extents(size - start)
             self._recipe = Recipe(kept)
+        self._journaled_stop = min(self._journaled_stop, size)
         self.dirty.add(self.recipe.size, _WITHOUT_END)
 
     # --- chunks that the store has already -------------------------------------------------------

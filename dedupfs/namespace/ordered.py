@@ -5,20 +5,21 @@ Works on bytes and offsets alone; what it finds is a plan for ``OpenFile.adopt``
 
 from dataclasses import dataclass
 
-from dedupfs.model import HOLE, Extent, RecordId, RecordKind
+from dedupfs.model import HOLE, Extent, RecordId
 from dedupfs.namespace.contents import is_zero
 from dedupfs.recipe import hole_extents
 from dedupfs.store.store import Store
 
-CUT_BYTES = 4 << 20
-"""How many bytes are gathered before they are cut."""
-ADOPT_BYTES = 32 << 20
-"""How many duplicate bytes are gathered before they are adopted: one durable transaction each."""
+CUT_CHUNKS = 64
+"""How many chunks of average length are gathered before they are cut: 4 MiB by default."""
+ADOPT_CHUNKS = 512
+"""How many duplicate chunks are gathered before they are adopted: 32 MiB by default, since each
+adoption is a durable transaction and a journal sync."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A decided chunk: ``chunk_id`` is its id when ``found`` (or a hole), else its digest."""
+    """A decided chunk: ``chunk_id`` is its id (or HOLE) when ``found``, else the id it can have."""
 
     start: int
     length: int
@@ -31,6 +32,8 @@ class OrderedCutter:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._cut_bytes = CUT_CHUNKS * store.config.chunk_bytes_average
+        self._adopt_bytes = ADOPT_CHUNKS * store.config.chunk_bytes_average
         self._tail = bytearray()
         self._following = True
         self.cuts: list[Cut] = []
@@ -43,7 +46,7 @@ class OrderedCutter:
         """Take what was written; out of order, the cuts before it stay and nothing is added."""
         if self._following and file_offset == self.frontier + len(self._tail):
             self._tail += data
-            if len(self._tail) >= CUT_BYTES:
+            if len(self._tail) >= self._cut_bytes:
                 self._cut()
         else:
             self.stop_at(file_offset)
@@ -64,9 +67,8 @@ class OrderedCutter:
             if is_zero(chunk):
                 cut = Cut(self.frontier, length, HOLE, found=True)
             else:
-                found = self._store.find_chunk(chunk)
-                chunk_id = found or self._store.digest(RecordKind.CHUNK, chunk)
-                cut = Cut(self.frontier, length, chunk_id, found=found is not None)
+                chunk_id, found = self._store.probe_chunk(chunk)
+                cut = Cut(self.frontier, length, chunk_id, found)
             if cut.found:
                 self._found_bytes += length
             self.cuts.append(cut)
@@ -76,7 +78,7 @@ class OrderedCutter:
 
     def wants_adoption(self) -> bool:
         """Whether enough duplicates were found that adopting them is worth a transaction."""
-        return self._found_bytes >= ADOPT_BYTES
+        return self._found_bytes >= self._adopt_bytes
 
     def take_found(self) -> list[tuple[int, list[Extent]]]:
         """Return the runs of found chunks since the last call: (file offset, extents)."""

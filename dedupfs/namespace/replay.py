@@ -6,9 +6,10 @@ files are put together again from the journal and the staging files. Source: doc
 """
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dedupfs.errors import CorruptError, MissingRecordError, NamespaceError, StaleError
+from dedupfs.errors import MissingRecordError, NamespaceError, StaleError
 from dedupfs.format.journal import (
     Adopt,
     Attributes,
@@ -18,13 +19,11 @@ from dedupfs.format.journal import (
     Place,
     Put,
     Remove,
-    Settled,
     Stage,
     Truncate,
     Write,
 )
 from dedupfs.format.tree import decode_extents, entry_references
-from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.settle import settle
@@ -34,6 +33,22 @@ from dedupfs.namespace.state import ViewState
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Staged:
+    """A staging file as the crash left it, and what the journal says lies over it.
+
+    Nothing is written before the whole journal is read: of a later truncate the staging file has
+    had its share already.
+    """
+
+    size: int
+    writes: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def clip(self, size: int) -> None:
+        """Forget journaled bytes beyond ``size``."""
+        self.writes = [(start, data[: size - start]) for start, data in self.writes if start < size]
+
+
 class Replay:
     """Applies one journal to a state whose root is the one that the journal names."""
 
@@ -41,6 +56,7 @@ class Replay:
         self._state = state
         self._directory = directory
         self._lost: dict[int, int] = {}
+        self._staged: dict[int, _Staged] = {}
 
     def run(self, data: bytes) -> int:
         """Apply all records in ``data``; return how many bytes of it are valid.
@@ -79,12 +95,10 @@ class Replay:
     def _apply_bytes(
         self,
         file: OpenFile,
-        edit: Write | Stage | Dirty | Truncate | Adopt | Settled,
+        edit: Write | Stage | Dirty | Truncate | Adopt,
     ) -> None:
         if isinstance(edit, Stage):
             self._stage(file, edit)
-        elif isinstance(edit, Settled):
-            self._settled(file, edit)
         elif file.inode in self._lost:
             return
         elif isinstance(edit, Write):
@@ -94,18 +108,20 @@ class Replay:
                 file.become_buffered(min(edit.size, file.size))
             file.apply_truncate(edit.size)
             if file.staging is not None:
-                file.size = max(file.recipe.size, file.staging.size)
+                staged = self._staged[file.inode]
+                staged.clip(edit.size)
+                file.size = max(file.recipe.size, staged.size)
         elif file.staging is not None and isinstance(edit, Dirty):
             file.dirty.add(edit.start, edit.stop)
         elif file.staging is not None and isinstance(edit, Adopt):
             file.apply_adopt(edit.start, decode_extents(edit.extents))
 
-    @staticmethod
-    def _write(file: OpenFile, edit: Write) -> None:
+    def _write(self, file: OpenFile, edit: Write) -> None:
         if file.staging is not None:
-            file.staging.write(edit.file_offset, edit.data)
-            file.dirty.add(edit.file_offset, edit.file_offset + len(edit.data))
-            file.size = max(file.size, edit.file_offset + len(edit.data))
+            stop = edit.file_offset + len(edit.data)
+            self._staged[file.inode].writes.append((edit.file_offset, edit.data))
+            file.note_journaled(edit.file_offset, stop)
+            file.size = max(file.size, stop)
             return
         if file.buffer is None:
             file.become_buffered(file.size)
@@ -118,7 +134,8 @@ class Replay:
 
     def _stage(self, file: OpenFile, edit: Stage) -> None:
         if file.staging is not None:
-            self._settle(file)  # it had settled, but the journal was not told before the crash
+            self._write_staged(file)
+            self._settle(file)  # it was a pack already when the view was brought back last
         path = staging_path(self._directory, edit.staging)
         if self._state.store.disk.link_count(path) == 0:
             self._lost[file.inode] = edit.staging
@@ -127,22 +144,19 @@ class Replay:
         if file.cutter is not None:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more
         assert file.staging is not None
+        self._staged[file.inode] = _Staged(file.staging.size)
         file.size = max(file.recipe.size, file.staging.size)
+
+    def _write_staged(self, file: OpenFile) -> None:
+        """Give the staging file what the journal has of it."""
+        assert file.staging is not None
+        for start, data in self._staged.pop(file.inode).writes:
+            file.staging.write(start, data)
 
     def _settle(self, file: OpenFile) -> None:
         settle(file)
         if not self._state.pin(entry_references(file.entry)):
             raise MissingRecordError(f"inode {file.inode} cannot be settled: run 'dedupfs check'")
-
-    def _settled(self, file: OpenFile, edit: Settled) -> None:
-        self._lost.pop(file.inode, None)
-        recipe = load_recipe(file.store, edit.content)
-        if recipe.size != edit.size:
-            raise CorruptError(f"inode {file.inode}: {recipe.size} bytes settled, not {edit.size}")
-        if file.staging is not None:
-            self._state.obsolete.append(file.staging)
-        file.become_clean(edit.content, recipe, edit.size)
-        self._state.obsolete += [s for s in file.confirm() if s not in self._state.obsolete]
 
     def _drop_nameless(self) -> None:
         """Forget files that have no name: their mount is gone, so nobody can have them open."""
@@ -154,8 +168,11 @@ class Replay:
             if not named:
                 self._lost.pop(inode, None)
                 self._state.discard(file)
-            elif file.staging is not None and self._is_pack(file.staging):
-                self._settle(file)  # nothing may be written to it any more
+            elif file.staging is not None:
+                if self._is_pack(file.staging):
+                    self._settle(file)  # nothing may be written to it any more
+                else:
+                    self._write_staged(file)
         for inode, number in self._lost.items():
             log.error(
                 "staging file is missing: bytes of a changed file are lost inode=%d file=%s",

@@ -9,6 +9,7 @@ Source: docs/architecture.md, "Settling".
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dedupfs.errors import MissingRecordError
 from dedupfs.model import HOLE, Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import is_zero, put_chunk, store_content
 from dedupfs.namespace.openfile import OpenFile
@@ -20,12 +21,13 @@ WINDOW_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A chunk of the settled file; ``chunk_id`` None: to be stored from the file's own bytes."""
+    """A chunk of the settled file; ``chunk_id`` None: to be stored from the file's own bytes, and
+    ``free_id`` is the id that it can have."""
 
     start: int
     length: int
     chunk_id: RecordId | None
-    digest: RecordId | None = None
+    free_id: RecordId = HOLE
 
 
 def settle(file: OpenFile) -> None:
@@ -132,17 +134,17 @@ class _Settling:
         if is_zero(data):
             self._parts.append(_Part(start, len(data), HOLE))
             return
-        found = self._store.find_chunk(data)
-        if found is not None:
-            self._parts.append(_Part(start, len(data), found))
+        chunk_id, found = self._store.probe_chunk(data)
+        if found:
+            self._parts.append(_Part(start, len(data), chunk_id))
         else:
-            self._add_fresh(start, len(data), self._store.digest(RecordKind.CHUNK, data))
+            self._add_fresh(start, len(data), chunk_id)
 
-    def _add_fresh(self, start: int, length: int, digest: RecordId) -> None:
-        part = _Part(start, length, None, digest)
-        twin = self._fresh.get(digest)
+    def _add_fresh(self, start: int, length: int, free_id: RecordId) -> None:
+        part = _Part(start, length, None, free_id)
+        twin = self._fresh.get(free_id)
         if twin is None:
-            self._fresh[digest] = part
+            self._fresh[free_id] = part
         elif self._bytes_of(twin) != self._bytes_of(part):
             self._collided = True
         self._parts.append(part)
@@ -154,21 +156,22 @@ class _Settling:
         """Make the staging file a pack when it holds much that is new and little else."""
         file = self._file
         assert file.staging is not None
-        # A digest that other bytes have taken needs a salt, which only ``put`` can find.
         staged = [
             part
-            for digest, part in self._fresh.items()
+            for part in self._fresh.values()
             if file.dirty.within(part.start, part.start + part.length)
             == [(part.start, part.start + part.length)]
-            and not self._store.has(digest)
         ]
         staged_bytes = sum(part.length for part in staged)
         wanted = staged_bytes >= self._store.config.verbatim_bytes_min
         if self._collided or not wanted or 2 * staged_bytes < file.staging.stored_bytes:
             return
-        chunks = [(part.start, Extent(part.digest, part.length)) for part in staged if part.digest]
-        self._store.put_verbatim(file.staging.path, chunks)
-        self._packed = {part.digest for part in staged if part.digest}
+        chunks = [(part.start, Extent(part.free_id, part.length)) for part in staged]
+        try:
+            self._store.put_verbatim(file.staging.path, chunks)
+        except MissingRecordError:
+            return  # an id was taken by other bytes meanwhile: ``put`` finds another for it
+        self._packed = {part.free_id for part in staged}
 
     def _pour(self) -> list[Extent]:
         """Store what is not stored yet and return the extents of the whole file."""
@@ -178,9 +181,8 @@ class _Settling:
                 for extent in hole_extents(part.length):
                     append_extent(extents, extent)
                 continue
-            chunk_id = part.chunk_id or (part.digest if part.digest in self._packed else None)
+            chunk_id = part.chunk_id or (part.free_id if part.free_id in self._packed else None)
             if chunk_id is None:
-                data = self._bytes_of(part)
-                chunk_id = self._store.put(RecordKind.CHUNK, data, digest=part.digest)
+                chunk_id = self._store.put(RecordKind.CHUNK, self._bytes_of(part))
             extents.append(Extent(chunk_id, part.length))
         return extents

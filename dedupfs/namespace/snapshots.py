@@ -64,11 +64,6 @@ class SnapshotCatalog:
         if self.find(name) is not None:
             raise ExistsError(f"snapshot {name!r} exists already in {self._store.path}")
 
-    def new_sequence(self) -> int:
-        """Return a sequence number that was never given before."""
-        with self._store.transaction() as txn:
-            return txn.next_number(SEQUENCE_COUNTER)
-
     def add(
         self,
         name: str,
@@ -86,24 +81,23 @@ class SnapshotCatalog:
         """
         self.require_free(name)
         info = SnapshotInfo(
-            sequence=self.new_sequence(),
+            sequence=0,
             name=name,
             root=msgspec.structs.replace(root, name=b"", slot=0),
             created_ns=time.time_ns() if created_ns is None else created_ns,
             tags=dict(tags or {}),
             source=source,
         )
-        self._insert(info)
-        return info
-
-    def _insert(self, info: SnapshotInfo) -> None:
-        record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(info))
+        # One transaction for all: a record that is committed without a referrer could be collected.
         with self._store.transaction() as txn:
             key = info.name.encode()
             if txn.get(Table.SNAPSHOTS, key) is not None:
                 raise ExistsError(f"snapshot {info.name!r} exists already in {self._store.path}")
+            info = msgspec.structs.replace(info, sequence=txn.next_number(SEQUENCE_COUNTER))
+            record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(info))
             txn.put(Table.SNAPSHOTS, key, encode_snapshot_row(info, record_id))
             txn.add_reference(record_id)
+        return info
 
     def clone(self, name: str, new_name: str) -> SnapshotInfo:
         """Make a second snapshot of the same root; the cost does not depend on its size."""

@@ -1,0 +1,65 @@
+"""Running commands: in this process, with what they print, and the store checked at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dedupfs.cli import main
+from dedupfs.maintenance.check import check
+from dedupfs.store import Store
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command and return what it did; it must say at most one line when it fails."""
+
+    def run_command(*arguments: object, code: int = 0) -> Ran:
+        capfd.readouterr()
+        actual = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert actual == code, f"exit code {actual}: {err}"
+        return Ran(actual, out, err)
+
+    return run_command
+
+
+@pytest.fixture
+def store_path(tmp_path: Path, run: Run) -> Iterator[Path]:
+    path = tmp_path / "store"
+    run("init", path, "--chunk-size", "4KiB")
+    yield path
+    with Store.open(path) as store:
+        report = check(store)
+    assert report.ok, "\n".join(map(str, report.problems))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory with a bit of everything that commands show."""
+    directory = tmp_path / "data"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "a.txt").write_text("hello\n")
+    (directory / "sub" / "b.bin").write_bytes(bytes(range(256)) * 400)
+    (directory / "pointer").symlink_to("a.txt")
+    return directory
