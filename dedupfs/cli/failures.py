@@ -3,6 +3,7 @@
 Source: docs/cli.md, "Exit codes"; errors.py gives each expected failure its code.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -18,14 +19,27 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE, as if the signal had ended us
 OUTPUT_EXIT_CODE = 7
 USAGE_EXIT_CODE = 2
+PROGRAM = "dedupfs"
+COMPLETION_VARIABLE = "_DEDUPFS_COMPLETE"
+_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What only standard output is left to raise: all other files' errors were translated below."""
 
 
 def run(app: click.Command, argv: Sequence[str] | None) -> int:
     """Run ``app`` and return the exit code; nothing is raised."""
-    arguments = None if argv is None else list(argv)
+    if COMPLETION_VARIABLE in os.environ:
+        app.main(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE)  # answers and exits
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = app.main(args=arguments, prog_name="dedupfs", standalone_mode=False)
+        # Not app.main: it would end the process itself when standard output is closed.
+        with app.make_context(PROGRAM, arguments) as context:
+            app.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return USAGE_EXIT_CODE
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")
         return INTERRUPTED_EXIT_CODE
@@ -42,7 +56,7 @@ def run(app: click.Command, argv: Sequence[str] | None) -> int:
         return exc.exit_code
     except Exception as exc:  # noqa: BLE001  the one place that may not let anything through
         return _unexpected(exc)
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def is_debugging() -> bool:
@@ -63,7 +77,7 @@ def _unexpected(exc: Exception) -> int:
         traceback.print_exc()
     kind = type(exc).__name__
     detail = " ".join(str(exc).split())
-    if isinstance(exc, OSError) and exc.filename is None and _is_output_lost(exc):
+    if isinstance(exc, OSError) and exc.filename is None and exc.errno in _OUTPUT_ERRNOS:
         _say(f"cannot write the output: {exc.strerror}")
         _drop_output()
         return OUTPUT_EXIT_CODE
@@ -72,15 +86,6 @@ def _unexpected(exc: Exception) -> int:
         "'dedupfs --debug ...' prints"
     )
     return BUG_EXIT_CODE
-
-
-def _is_output_lost(exc: OSError) -> bool:
-    """Whether standard output cannot take what was printed (a full disk behind ``>``)."""
-    try:
-        sys.stdout.flush()
-    except OSError as again:
-        return again.errno == exc.errno
-    return False
 
 
 def _say(message: str) -> None:

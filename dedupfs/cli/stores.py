@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 from dedupfs.cli import output
 from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store, snapshot_argument
 from dedupfs.cli.browsing import logical_bytes
+from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
 from dedupfs.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     root = ctx.find_root().command
-    click.echo(found(root, {}, "dedupfs", "_DEDUPFS_COMPLETE").source())
+    click.echo(found(root, {}, PROGRAM, COMPLETION_VARIABLE).source())
 
 
 COMMANDS: list[click.Command] = [init, stats, du, gc, check, scrub, reindex, completion]
