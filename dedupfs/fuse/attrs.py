@@ -7,9 +7,9 @@ Knows neither views nor requests. Source: pyfuse3's rst/data.rst, fuse_lowlevel.
 import stat
 
 import pyfuse3
-from dedupfs.namespace.view import AttrChange, StatFs
 
 from dedupfs.model import Attr
+from dedupfs.namespace.view import AttrChange, StatFs
 
 FOREVER_S = 1e6
 """A view is changed through its own mount alone, so the kernel may keep what it learned."""

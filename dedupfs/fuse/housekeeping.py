@@ -8,10 +8,10 @@ import logging
 import time
 
 import trio
-from dedupfs.namespace.view import View
 
 from dedupfs.errors import DedupfsError
 from dedupfs.model import SnapshotInfo
+from dedupfs.namespace.view import View
 
 log = logging.getLogger(__name__)
 

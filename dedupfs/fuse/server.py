@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from dedupfs.namespace.view import View
-from dedupfs.store.store import Store
 
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.fuse.control import ControlServer
@@ -26,6 +24,9 @@ from dedupfs.fuse.housekeeping import Housekeeper
 from dedupfs.fuse.operations import Operations
 from dedupfs.fuse.session import MountFlags, Session, prepare_mountpoint
 from dedupfs.namespace import live
+from dedupfs.namespace.view import View
+from dedupfs.namespace.views import remove_dead_ephemeral
+from dedupfs.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +68,19 @@ def serve(
     mountpoint = prepare_mountpoint(mountpoint, store_path)
     with Store.open(store_path) as store:
         live.remove_leftovers(store_path)
+        _remove_dead_views(store)
         with opened_view(store, options, mountpoint) as view:
             serve_view(view, store_path, mountpoint, options, ready)
     log.info("ended mountpoint=%s", mountpoint)
+
+
+def _remove_dead_views(store: Store) -> None:
+    """Delete the ephemeral views of daemons that died before they could."""
+    try:
+        for name in remove_dead_ephemeral(store):
+            log.info("dead ephemeral view removed view=%s", name)
+    except DedupfsError as exc:  # gone in the meantime, or a full disk: no reason not to mount
+        log.warning("dead ephemeral views stay: %s", exc)
 
 
 @contextmanager

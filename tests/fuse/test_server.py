@@ -176,6 +176,17 @@ def test_an_ephemeral_mount_leaves_nothing(daemons: Daemons) -> None:
     assert os.listdir(again.path) == []
 
 
+def test_an_ephemeral_view_of_a_dead_daemon_goes_with_the_next_mount(daemons: Daemons) -> None:
+    mounted = daemons.start(ephemeral=True)
+    (mounted.path / "f").write_bytes(b"gone soon")
+    (left,) = (mounted.store / "views").glob("ephemeral-*")
+    mounted.kill()
+    detach(mounted.path)
+    again = daemons.start()
+    assert not left.exists()
+    assert [path.suffix for path in (again.store / "run").glob("mount-*")] == []
+
+
 def test_a_dead_mount_is_taken_away_by_the_next(daemons: Daemons) -> None:
     mounted = daemons.start()
     (mounted.path / "f").write_bytes(b"kept")
