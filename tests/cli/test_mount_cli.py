@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,20 +107,36 @@ def test_every_umount_lets_the_next_mount_start_at_once(place: Place) -> None:
         place.dedupfs("umount", "mnt")
 
 
-def test_mount_in_the_foreground_ends_with_a_signal(place: Place) -> None:
+def test_mount_in_the_foreground_tells_its_service_manager_and_ends_with_a_signal(
+    place: Place,
+) -> None:
     mnt = place.mountpoint()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dedupfs", "mount", "--foreground", place.store, mnt],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    assert b"mounted" in process.stderr.readline()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("")  # an abstract name of the kernel's choice: unix(7)
+        manager.settimeout(TIMEOUT_S)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dedupfs", "mount", "--foreground", place.store, mnt],
+            cwd=REPOSITORY,
+            env={**os.environ, "NOTIFY_SOCKET": "@" + manager.getsockname()[1:].decode()},
+            stderr=subprocess.PIPE,
+        )
+        assert manager.recv(100) == b"READY=1"
     (mnt / "f").write_bytes(b"kept")
     process.send_signal(signal.SIGINT)
-    assert process.wait(TIMEOUT_S) == 0
-    assert b"ended" in process.stderr.read()
-    process.stderr.close()
+    _out, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert b"ended" in said
+
+
+def test_nothing_that_must_not_be_forked_is_imported_before_the_fork() -> None:
+    code = (
+        "import sys, dedupfs.cli.mounts;"
+        "print([name for name in ('trio', 'lmdb', 'pyfuse3') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_a_mount_that_fails_says_why_in_one_line(place: Place) -> None:
