@@ -113,6 +113,8 @@ def write_plan(txn: WriteTxn, plan: Plan, pending: Pending, packs: Iterable[Pack
         )
         txn.put(Table.PACKS, encode_pack_key(pack), encode_pack_row(pack_row))
         txn.delete(Table.META, META_MAKING + encode_pack_key(pack))
+        for start, stop in pending.gaps_of(verbatim):
+            add_free(txn, pack, start, stop)
     assert not live, "a pending record lies in a pack that this process does not own"
     for row in plan.superseded:
         add_free(txn, *pending.range_of(row))

@@ -81,11 +81,13 @@ def is_dead(layout: Layout, disk: Disk, owner: bytes) -> bool:
 
 
 @contextmanager
-def exclusive(layout: Layout, disk: Disk, name: str) -> Iterator[None]:
-    """Hold a lock of the store that one process at a time may hold; waits for it."""
+def exclusive(layout: Layout, disk: Disk, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock of the store that one process at a time may hold; say whether it is held.
+
+    Without ``wait`` it may be somebody else's.
+    """
     file = disk.open(layout.run / f"{name}.lock", create=True)
     try:
-        disk.lock(file, wait=True)
-        yield
+        yield disk.lock(file, wait=wait)
     finally:
         file.close()

@@ -1,6 +1,6 @@
 """Records that this process has appended but not yet committed. Knows no disk and no index."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.format.keys import unpack_record_row
@@ -59,6 +59,21 @@ class Pending:
         )
         header_bytes = 0 if pack in self.verbatim else HEADER_BYTES
         return pack, pack_offset - header_bytes, pack_offset + stored_bytes
+
+    def gaps_of(self, verbatim: VerbatimPack) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of a verbatim pack that none of its chunks covers.
+
+        They are holes already, or chunks that turned out to be in the store elsewhere.
+        """
+        position = 0
+        for start, stop in sorted(
+            self.range_of(self.rows[chunk_id])[1:] for chunk_id in verbatim.chunk_ids
+        ):
+            if position < start:
+                yield position, start
+            position = stop
+        if position < verbatim.file_bytes:
+            yield position, verbatim.file_bytes
 
     def referring_to(self, lost: Iterable[RecordId]) -> set[RecordId]:
         """Return ``lost`` and every pending record that refers to it, however indirectly.

@@ -127,6 +127,8 @@ class PackScanner:
 
     def scan(self) -> Iterator[Scanned]:
         """Yield everything in order of offset, without gaps up to the table or the end."""
+        if not self.stop:  # made, but nothing was ever committed to it
+            return
         offset = PACK_HEADER_BYTES
         try:
             decode_pack_header(

@@ -187,17 +187,20 @@ def _take_live(txn: Transaction, pack: int, stored_bytes: int) -> None:
 _Range = tuple[int, int, int]
 
 
-def punch(store: Store, limit: int) -> int:
+def punch(store: Store, limit: int, *, wait: bool = True) -> int:
     """Give the blocks of up to ``limit`` free ranges back, and remove packs that are wholly free.
 
     In record packs a free header is written over a range's start first, so that a scan can step
     over it. A verbatim pack that has names outside of the store (checked out as hard links) is
-    left alone. Where the file system has no holes, only whole packs come back.
+    left alone. Where the file system has no holes, only whole packs come back. Without ``wait``
+    nothing is done while another process punches.
 
     Returns:
         How many ranges and packs were dealt with; 0 when there is nothing left to do.
     """
-    with exclusive(store.layout, store.disk, "punch"):
+    with exclusive(store.layout, store.disk, "punch", wait=wait) as mine:
+        if not mine:
+            return 0
         done: list[_Range] = []
         for pack, ranges in groupby(_unpunched(store), key=lambda place: place[0]):
             batch = list(islice(ranges, limit - len(done)))
