@@ -4,9 +4,17 @@ The one commit point is the transaction in ``_move_root``: before it the old roo
 journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 """
 
+import logging
+
 import msgspec
 
-from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, UsageError
+from dedupfs.errors import (
+    MissingRecordError,
+    NotADirectoryNameError,
+    StaleError,
+    StoreError,
+    UsageError,
+)
 from dedupfs.format.journal import MAGIC, VERSION, JournalHeader
 from dedupfs.format.tree import encode_view_root, entry_references
 from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry, ViewRoot
@@ -18,8 +26,12 @@ from dedupfs.namespace.settle import settle
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.trees import directory_entry, links_id_of, put_tree, tree_id_of
+from dedupfs.store.space import punch
 from dedupfs.store.store import Table
 
+log = logging.getLogger(__name__)
+
+PUNCH_RANGES_MAX = 1000
 ATTEMPTS = 3
 """A record that was found may be freed before it is referred to; then it is put again."""
 
@@ -224,10 +236,20 @@ class Folder:
             state.obsolete += file.confirm()
             if not file.open_count:
                 del state.files[file.inode]
+        made_packs = bool(state.obsolete)
         for staging in state.obsolete:
             staging.remove()
         state.obsolete.clear()
+        if made_packs:
+            self._punch()
         state.edit_count = 0
+
+    def _punch(self) -> None:
+        """Give back what turned out to be in the store already while it lay in a staging file."""
+        try:
+            punch(self._store, PUNCH_RANGES_MAX, wait=False)
+        except StoreError as exc:
+            log.warning("space not given back yet, gc will do it view=%s: %s", self.row.name, exc)
 
     # --- committing ------------------------------------------------------------------------------
 

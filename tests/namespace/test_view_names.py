@@ -91,7 +91,7 @@ class NamesMachine(RuleBasedStateMachine):
             except type(exc):
                 return None
             raise AssertionError(f"the view allowed what must fail with {type(exc)}") from exc
-        found = real()
+        found: int | None = real()
         if isinstance(expected, Node):
             assert found is not None
             assert found not in self.numbers_seen, "an inode number was given twice"
