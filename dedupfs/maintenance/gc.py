@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dedupfs.errors import StoreError, UsageError
 from dedupfs.format.keys import (
     META_MAKING,
     decode_count,
@@ -20,22 +21,28 @@ from dedupfs.format.keys import (
     encode_pack_key,
     split_pin_key,
 )
+from dedupfs.maintenance.garbage import free_garbage
 from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import PackKind, RecordId, RecordKind
-from dedupfs.namespace.rows import TOMBSTONE_OWNER
+from dedupfs.namespace.rows import TOMBSTONE_OWNER, check_name
+from dedupfs.namespace.views import (
+    VIEWS_DIRECTORY,
+    delete_view,
+    find_view,
+    lock_view,
+    remove_dead_ephemeral,
+)
 from dedupfs.store import ReadTxn, Store, Table
-from dedupfs.store.space import free_dead, punch, release_dead_owners
+from dedupfs.store.inventory import pack_files
+from dedupfs.store.space import Freed, punch, release_dead_owners
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with records freed so far, and those plus the dead ones that are known to be left."""
 
-FREE_LIMIT = 2000
-"""Records freed in one transaction: other writers wait for some 20 ms."""
 PUNCH_LIMIT = 500
 
-_PACK_NAME = re.compile(r"([0-9]{8,10})\.(?:pack|file)")
 _IMPORT_NAME = re.compile(r"import-.*\.new")
 
 
@@ -110,22 +117,13 @@ class _Sweep:
     def run(self) -> None:
         working = True
         while working:  # a pack that goes frees its chunk table, so both may find work anew
-            working = self._free()
+            working = free_garbage(self._store, self._tell)
             while punch(self._store, PUNCH_LIMIT):
                 working = True
 
-    def _free(self) -> bool:
-        records = 0
-        while True:
-            freed = free_dead(self._store, FREE_LIMIT)
-            records += freed.records
-            self._report.records += freed.records
-            self._report.stored_bytes += freed.stored_bytes
-            self._tell()
-            if not freed.more or not freed.records:
-                return records > 0
-
-    def _tell(self) -> None:
+    def _tell(self, freed: Freed) -> None:
+        self._report.records += freed.records
+        self._report.stored_bytes += freed.stored_bytes
         if self._progress is not None:
             with self._store.reading() as txn:
                 left = txn.count(Table.DEAD)
@@ -184,7 +182,8 @@ def _release_tombstones(store: Store, tombstones: list[tuple[RecordId, int]]) ->
 
 def _remove_leftovers(store: Store) -> int:
     """Remove files that no row of the index and no live process knows; return how many."""
-    return _remove_lost_packs(store) + _remove_import_files(store)
+    removed = _remove_lost_packs(store) + _remove_import_files(store)
+    return removed + len(remove_dead_ephemeral(store)) + _remove_lost_views(store)
 
 
 def _remove_lost_packs(store: Store) -> int:
@@ -204,15 +203,13 @@ def _remove_lost_packs(store: Store) -> int:
 
 
 def _lost_packs(store: Store, txn: ReadTxn) -> Iterator[Path]:
-    for directory in store.disk.listdir(store.layout.packs):
-        for name in store.disk.listdir(store.layout.packs / directory):
-            match = _PACK_NAME.fullmatch(name)
-            if match is None or int(match[1]) >= 1 << 32:
-                continue
-            key = encode_pack_key(int(match[1]))
-            known = txn.get(Table.PACKS, key) is not None
-            if not known and txn.get(Table.META, META_MAKING + key) is None:
-                yield store.layout.packs / directory / name
+    for pack, _kind, path in pack_files(store):
+        if pack >= 1 << 32:
+            continue  # no number that dedupfs gives: not ours to remove
+        key = encode_pack_key(pack)
+        known = txn.get(Table.PACKS, key) is not None
+        if not known and txn.get(Table.META, META_MAKING + key) is None:
+            yield path
 
 
 def _remove_import_files(store: Store) -> int:
@@ -237,3 +234,24 @@ def _remove_unlocked(store: Store, path: Path) -> bool:
         file.close()
     log.info("leftover removed path=%s", path)
     return True
+
+
+def _remove_lost_views(store: Store) -> int:
+    """Remove the files of views that have no row: a removal or a making was cut short."""
+    removed = 0
+    for name in store.disk.listdir(store.path / VIEWS_DIRECTORY):
+        try:
+            check_name(name, "view")
+            if find_view(store, name) is not None:
+                continue
+            lock = lock_view(store.disk, store.path, name, "")
+        except (UsageError, StoreError):
+            continue  # not a view's directory, or somebody is just making it
+        try:
+            if find_view(store, name) is None:
+                delete_view(store, name)
+                log.info("leftover removed view=%s", name)
+                removed += 1
+        finally:
+            lock.release()
+    return removed

@@ -5,11 +5,12 @@ made only once something is known to be bad.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dedupfs.errors import StoreError
-from dedupfs.format.keys import split_pin_key
+from dedupfs.format.keys import decode_location, split_pin_key
 from dedupfs.format.tree import (
     decode_extents,
     decode_recipe,
@@ -18,10 +19,13 @@ from dedupfs.format.tree import (
     decode_view_root,
     entry_references,
 )
-from dedupfs.model import ID_BYTES, RecordId, RecordKind, TreeEntry
+from dedupfs.model import ID_BYTES, RecordId, TreeEntry
 from dedupfs.namespace.rows import decode_snapshot_row, decode_view_row, view_owner_key
 from dedupfs.namespace.trees import links_id_of, tree_id_of
 from dedupfs.store import Store, Table
+from dedupfs.store.inventory import payload_of
+
+T = TypeVar("T")
 
 USES_MAX = 1000
 """How many files are named for one bad record; a chunk may be in very many."""
@@ -90,9 +94,8 @@ class UseFinder:
         for info, record_id in snapshots:
             yield f"snapshot {info.name}", record_id, info.root
         for view in views:
-            payload = self._get(view.root_id, RecordKind.VIEW_ROOT)
-            root = decode_view_root(payload).root if payload is not None else None
-            yield f"view {view.name}", view.root_id, root
+            found = self._get(view.root_id, decode_view_root)
+            yield f"view {view.name}", view.root_id, found.root if found is not None else None
 
     def _note_pins(self) -> None:
         """What a view's journal holds has no path that could be told without replaying it."""
@@ -104,9 +107,13 @@ class UseFinder:
                     if pinned in self._bad:
                         self._note(pinned, Use(f"view {view.name}, a file being written", b""))
 
-    def _get(self, record_id: RecordId, kind: RecordKind) -> bytes | None:
+    def _get(self, record_id: RecordId, decode: Callable[[bytes], T]) -> T | None:
+        """Return a decoded record; None when it is bad, missing, or not what it should be."""
+        row = self._store.db.record_row(record_id)
+        if row is None or record_id in self._bad:
+            return None
         try:
-            return self._store.get(record_id, kind)
+            return decode(bytes(payload_of(self._store, record_id, decode_location(row)[0])))
         except StoreError:
             return None
 
@@ -183,21 +190,18 @@ class UseFinder:
             if tree_id in self._bad:
                 bad.append(tree_id)
                 continue
-            payload = self._get(tree_id, RecordKind.TREE)
-            if payload is not None:
-                bad += [p.page_id for p in decode_tree(payload).pages if p.page_id in self._bad]
+            tree = self._get(tree_id, decode_tree)
+            if tree is not None:
+                bad += [listed.page_id for listed in tree.pages if listed.page_id in self._bad]
         return tuple(bad)
 
     def _entries(self, tree_id: RecordId) -> Iterator[TreeEntry]:
-        payload = self._get(tree_id, RecordKind.TREE)
-        if payload is None:
+        tree = self._get(tree_id, decode_tree)
+        if tree is None:
             return
-        tree = decode_tree(payload)
         yield from tree.entries
         for listed in tree.pages:
-            page = self._get(listed.page_id, RecordKind.TREE_PAGE)
-            if page is not None:
-                yield from decode_tree_page(page)
+            yield from self._get(listed.page_id, decode_tree_page) or ()
 
     # --- contents -----------------------------------------------------------------------------
 
@@ -209,18 +213,20 @@ class UseFinder:
         return self._contents[content]
 
     def _bad_in_extents(self, packed: bytes) -> tuple[RecordId, ...]:
-        ids = dict.fromkeys(extent.chunk_id for extent in decode_extents(packed))
+        try:
+            ids = dict.fromkeys(extent.chunk_id for extent in decode_extents(packed))
+        except StoreError:
+            return ()  # check tells of such an entry
         return tuple(chunk_id for chunk_id in ids if chunk_id in self._bad)
 
     def _bad_in_recipe(self, recipe_id: RecordId) -> tuple[RecordId, ...]:
         if recipe_id in self._bad:
             return (recipe_id,)
-        payload = self._get(recipe_id, RecordKind.RECIPE)
         bad: dict[RecordId, None] = {}
-        for page_id, _ in decode_recipe(payload or b""):
+        for page_id, _ in self._get(recipe_id, decode_recipe) or ():
             if page_id in self._bad:
                 bad[page_id] = None
                 continue
-            page = self._get(page_id, RecordKind.RECIPE_PAGE)
+            page = self._get(page_id, bytes)
             bad.update(dict.fromkeys(self._bad_in_extents(page or b"")))
         return tuple(bad)

@@ -1,0 +1,246 @@
+"""Make the index anew from the packs and the journals of views, when it is missing or damaged.
+
+The new index is built beside the old one and takes its place in one step at the end, so a crash at
+any moment leaves what was there, or a store that asks for reindex again. Nobody may use the store
+meanwhile. What cannot be read is reported and left out. Source: docs/format.md, "Rebuilding the
+index".
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dedupfs.errors import StoreBusyError, StoreError
+from dedupfs.format.keys import (
+    META_OPEN,
+    decode_pack_row,
+    encode_pack_key,
+)
+from dedupfs.maintenance.check import check
+from dedupfs.maintenance.garbage import erase_broken, free_garbage
+from dedupfs.maintenance.liveness import require_unused
+from dedupfs.maintenance.problems import Problem
+from dedupfs.maintenance.roots import RootFinder, Roots
+from dedupfs.maintenance.salvage import salvage_chunks
+from dedupfs.model import Location, PackKind, RecordId
+from dedupfs.store import Disk, RealDisk, Store, Table
+from dedupfs.store.db import Database
+from dedupfs.store.layout import Layout, read_config
+from dedupfs.store.rebuild import Rebuilt, rebuild
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+NEW = "index.new"
+OLD = "index.old"
+LOST_SUFFIX = ".lost"
+"""Put behind the name of a pack in which nothing can be read; no pack has such a name."""
+
+
+@dataclass(slots=True)
+class ReindexReport:
+    """What was found and made. ``problems`` is what check says of the new index."""
+
+    packs: int = 0
+    records: int = 0
+    snapshots: list[str] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    """Snapshots whose name a newer one has: (that name, the name it was given)."""
+    damaged: list[str] = field(default_factory=list)
+    """Places in packs that hold no record, and records that cannot be read."""
+    lost_packs: list[int] = field(default_factory=list)
+    """Verbatim packs that no readable chunk table describes."""
+    lost_views: list[tuple[str, str]] = field(default_factory=list)
+    """Views that could not be brought back, and why; their files were put aside."""
+    shortened_views: list[tuple[str, str]] = field(default_factory=list)
+    """Views that are as of their last fold, without what their journal said, and why."""
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that the packs once held is there again."""
+        lost = self.damaged or self.lost_packs or self.lost_views or self.shortened_views
+        return not lost and not self.problems
+
+
+def reindex(
+    path: Path, *, progress: Progress | None = None, disk: Disk | None = None
+) -> ReindexReport:
+    """Make the index of the store at ``path`` anew.
+
+    Raises:
+        UsageError, FormatVersionError, CorruptError: not a store, or not one of ours to read.
+        StoreBusyError: a process uses it.
+        StoreError: the file system failed; the index is what it was.
+    """
+    disk = disk or RealDisk()
+    path = Path(os.path.abspath(path))
+    layout = Layout(path)
+    config = read_config(layout, disk)
+    for directory in (layout.run, layout.packs):
+        disk.mkdir(directory)
+    with _alone(layout, disk):
+        require_unused(layout, disk, layout.index)
+        new = path / NEW
+        _remove_tree(new)
+        disk.mkdir(new)
+        with Store(path, config, Database(new, create=True), disk) as store:
+            report = _Rebuilding(store, progress).run()
+        disk.fsync_dir(new)
+        _replace_index(layout, disk, new)
+    log.info(
+        "reindex done packs=%d records=%d snapshots=%d views=%d problems=%d",
+        report.packs,
+        report.records,
+        len(report.snapshots),
+        len(report.views),
+        len(report.problems),
+    )
+    return report
+
+
+@contextmanager
+def _alone(layout: Layout, disk: Disk) -> Iterator[None]:
+    """Keep a second reindex away."""
+    file = disk.open(layout.run / "reindex.lock", create=True)
+    try:
+        if not disk.lock(file):
+            raise StoreBusyError(f"another reindex of {layout.root} is under way")
+        yield
+    finally:
+        file.close()
+
+
+def _replace_index(layout: Layout, disk: Disk, new: Path) -> None:
+    """Put the new index in the place of the old one, unless somebody has begun to use that."""
+    old = layout.root / OLD
+    _remove_tree(old)
+    had_index = layout.index.exists()
+    if had_index:
+        disk.rename(layout.index, old)  # from here on nobody can open the store
+    try:
+        require_unused(layout, disk, old)
+    except StoreBusyError:
+        if had_index:
+            disk.rename(old, layout.index)
+        _remove_tree(new)
+        raise
+    disk.rename(new, layout.index)
+    disk.fsync_dir(layout.root)
+    _remove_tree(old)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_symlink():
+        raise StoreError(f"{path} is a symbolic link, which dedupfs never makes there; remove it")
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class _Rebuilding:
+    """The steps from an empty index to a whole one."""
+
+    def __init__(self, store: Store, progress: Progress | None) -> None:
+        self._store = store
+        self._progress = progress
+        self._roots = RootFinder(store)
+        self._seen: set[int] = set()
+
+    def run(self) -> ReindexReport:
+        rebuilt = rebuild(self._store, self._note)
+        self._close_damaged_packs(rebuilt)
+        helped = salvage_chunks(self._store, rebuilt.orphans, rebuilt.missing)
+        rebuilt.orphans = [pack for pack in rebuilt.orphans if pack not in helped]
+        roots = self._roots.restore()
+        self._free_garbage()
+        self._set_aside(rebuilt)
+        problems = check(self._store, progress=self._tell_check).problems
+        return _report(self._store, rebuilt, roots, problems)
+
+    def _note(self, record_id: RecordId, location: Location) -> None:
+        self._roots.note(record_id, location)
+        if self._progress is not None and location.pack not in self._seen:
+            self._seen.add(location.pack)
+            with self._store.reading() as txn:
+                packs = txn.count(Table.PACKS)
+            self._progress("scan", len(self._seen), max(packs, len(self._seen)))
+
+    def _tell_check(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress("check", done, total)
+
+    def _free_garbage(self) -> None:
+        """Free what the packs still hold though nothing refers to it.
+
+        A scan finds again what was freed but not erased yet, while something that it refers to is
+        erased already: gc could not tell that from damage.
+        """
+        working = True
+        while working:
+            erased = erase_broken(self._store, unreadable=True)
+            working = free_garbage(self._store, lambda _freed: None) or erased.records > 0
+
+    def _close_damaged_packs(self, rebuilt: Rebuilt) -> None:
+        """Let nobody append to a pack with damage inside: it could not be walked over any more."""
+        damaged = {pack for pack, damage in rebuilt.damaged if not damage.torn}
+        with self._store.transaction() as txn:
+            for pack in damaged:
+                txn.delete(Table.META, META_OPEN + encode_pack_key(pack))
+
+    def _set_aside(self, rebuilt: Rebuilt) -> None:
+        """Keep packs in which nothing could be read from being removed by gc as empty ones.
+
+        What made them unreadable may be the disk, and may pass.
+        """
+        packs = [(pack, PackKind.RECORDS) for pack in self._without_records(rebuilt)]
+        if rebuilt.missing:  # else they are what an import left that was never finished
+            packs += [(pack, PackKind.VERBATIM) for pack in rebuilt.orphans]
+        for pack, kind in packs:
+            path = self._store.layout.pack(pack, kind)
+            self._store.reader.forget_pack(pack)
+            self._store.disk.rename(path, path.with_name(path.name + LOST_SUFFIX))
+            log.warning("pack put aside path=%s", path.with_name(path.name + LOST_SUFFIX))
+
+    def _without_records(self, rebuilt: Rebuilt) -> list[int]:
+        """Return damaged packs without a record, whose rows are removed."""
+        empty = []
+        with self._store.transaction() as txn:
+            for pack in sorted({pack for pack, damage in rebuilt.damaged if not damage.torn}):
+                key = encode_pack_key(pack)
+                row = txn.get(Table.PACKS, key)
+                has_ranges = next(txn.scan(Table.FREE, prefix=key), None) is not None
+                if row is None or has_ranges or decode_pack_row(row).live_bytes:
+                    continue
+                txn.delete(Table.PACKS, key)
+                empty.append(pack)
+        return empty
+
+
+def _report(store: Store, rebuilt: Rebuilt, roots: Roots, problems: list[Problem]) -> ReindexReport:
+    damaged = [
+        f"{store.layout.pack(pack, PackKind.RECORDS)} at {found.start}: {found.stop - found.start} "
+        f"bytes are no record: {found.reason}"
+        for pack, found in rebuilt.damaged
+        if not found.torn
+    ]
+    with store.reading() as txn:
+        records = txn.count(Table.RECORDS)
+    damaged += [f"record {record_id.hex()}: {why}" for record_id, why in roots.unreadable]
+    return ReindexReport(
+        packs=rebuilt.packs,
+        records=records,
+        snapshots=roots.snapshots,
+        views=roots.views,
+        renamed=roots.renamed,
+        damaged=damaged,
+        lost_packs=rebuilt.orphans if rebuilt.missing else [],
+        lost_views=roots.lost_views,
+        shortened_views=roots.shortened_views,
+        problems=problems,
+    )
