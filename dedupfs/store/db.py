@@ -137,9 +137,7 @@ class Database:
         with translated():
             self._env = _open_environment(path, create)
             self._env.reader_check()
-            self._handles: _Handles = {
-                table: self._env.open_db(table.value, create=create) for table in Table
-            }
+            self._handles = _open_tables(self._env)
         self._records = self._handles[Table.RECORDS]
 
     @property
@@ -201,6 +199,15 @@ class Database:
         except BaseException:
             txn.abort()
             raise
+
+
+def _open_tables(env: lmdb.Environment) -> _Handles:
+    """Open every table; one transaction makes those that an older dedupfs did not have."""
+    try:
+        return {table: env.open_db(table.value, create=False) for table in Table}
+    except lmdb.NotFoundError:
+        with env.begin(write=True) as txn:
+            return {table: env.open_db(table.value, txn=txn) for table in Table}
 
 
 def _open_environment(path: Path, create: bool) -> lmdb.Environment:

@@ -29,6 +29,24 @@ _fallocate = _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 64 << 20
+_MMAP_BYTES = 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep the memory of freed buffers instead of handing it back each time.
+
+    Otherwise every read of a megabyte may fault its pages in anew, which was measured to cost
+    eight times the read itself. Process-wide; does nothing where malloc is not glibc's.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
 class File:
     """An open descriptor and its path; closed when the last reference to it goes.
 

@@ -30,7 +30,7 @@ from dedupfs.store.layout import Layout
 
 log = logging.getLogger(__name__)
 
-BUFFER_BYTES = 4 * 1024 * 1024
+BUFFER_BYTES = 2 * 1024 * 1024
 _FILES_MAX = 200
 _SCAN_BYTES = 1 << 20
 

@@ -37,7 +37,7 @@ from dedupfs.recipe import Piece
 from dedupfs.store.codec import Encoder, decode
 from dedupfs.store.commit import lost_error, plan_commit, write_plan
 from dedupfs.store.db import Database, ReadTxn, Table
-from dedupfs.store.disk import Buffer, Disk, File, RealDisk
+from dedupfs.store.disk import Buffer, Disk, File, RealDisk, keep_freed_memory
 from dedupfs.store.layout import (
     Layout,
     make_config,
@@ -95,6 +95,7 @@ class Store:
         self._active: Transaction | None = None
         self._active_thread = 0
         self.punches = True
+        keep_freed_memory()
 
     @classmethod
     def create(
