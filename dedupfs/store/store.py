@@ -5,14 +5,13 @@ docs/format.md; docs/architecture.md, "Store" and "Concurrency".
 """
 
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
 from dedupfs.chunking import Chunker, ChunkingParams
-from dedupfs.errors import CorruptError, MissingRecordError, StoreError, StoreFullError, UsageError
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError, UsageError
 from dedupfs.format.keys import decode_location, pack_record_row
 from dedupfs.format.pack import (
     CHUNK_BYTES_MAX,
@@ -28,14 +27,14 @@ from dedupfs.model import (
     Codec,
     Extent,
     Location,
-    PackKind,
     RecordId,
     RecordKind,
     StoreConfig,
 )
 from dedupfs.recipe import Piece
-from dedupfs.store.codec import Encoder, decode
-from dedupfs.store.commit import lost_error, plan_commit, write_plan
+from dedupfs.store.codec import Encoder
+from dedupfs.store.commit import lost_error
+from dedupfs.store.committer import Committer
 from dedupfs.store.db import Database, ReadTxn, Table
 from dedupfs.store.disk import Buffer, Disk, File, RealDisk, keep_freed_memory
 from dedupfs.store.layout import (
@@ -54,9 +53,6 @@ from dedupfs.store.transaction import Transaction
 from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
 
 __all__ = ["ReadTxn", "Store", "Table", "Transaction"]
-
-_SPARE_BYTES = 8 << 20
-"""Kept allocated behind the index, so that a full disk still takes transactions that free space."""
 
 
 class Store:
@@ -92,8 +88,15 @@ class Store:
         self._packs = OpenPacks(self.layout, disk, self._files, db, config)
         self._pending = Pending()
         self.reader = Reader(disk, self._files, self.digest, self._rows, self._packs.read_unflushed)
-        self._active: Transaction | None = None
-        self._active_thread = 0
+        self._committer = Committer(
+            layout=self.layout,
+            disk=disk,
+            db=db,
+            packs=self._packs,
+            pending=self._pending,
+            reader=self.reader,
+            owner=self._owner,
+        )
         self.punches = True
         keep_freed_memory()
 
@@ -209,7 +212,7 @@ class Store:
             raise UsageError(f"a {kind.name} record has at most {limit} bytes, not {len(payload)}")
         found = [] if kind == RecordKind.CHUNK else references(kind, bytes(payload))
         codec, stored = self._encoder.encode(payload)
-        writer = self._packs.writer(self._active)
+        writer = self._packs.writer(self._committer.active)
         size = len(payload)
         offset = writer.append(kind, codec, salt, stored, size, identity)
         self._pending.rows[identity] = pack_record_row(
@@ -255,9 +258,17 @@ class Store:
                     return False, identity, salt
             if self.reader.equal(row, kind, payload):
                 if committed:
-                    self._pending.matched[identity] = place_of(row)
+                    self.note_match(identity, row)
                 return True, identity, salt
         raise StoreError(f"{SALT_MAX + 1} records of one id: somebody crafts collisions")
+
+    def note_match(self, record_id: RecordId, row: bytes) -> None:
+        """Note that a caller found the bytes of a committed record equal to its own.
+
+        The next transaction refuses when another record has this id by then. ``row`` is that of
+        RECORDS. ``put`` and ``find_chunk`` do this themselves.
+        """
+        self._pending.matched[record_id] = place_of(row)
 
     def get(self, record_id: RecordId, kind: RecordKind) -> bytes:
         """Return the payload of a record, decoded and verified.
@@ -318,7 +329,7 @@ class Store:
             MissingRecordError: an id names other bytes by now (a crafted collision); nothing is
                 changed, ``put`` the chunks one by one instead.
         """
-        if self._active is not None:
+        if self._committer.active is not None:
             raise UsageError("put_verbatim inside a transaction")
         source = self.disk.open(file)
         file_bytes = self.disk.size(source)
@@ -389,8 +400,7 @@ class Store:
 
     # --- the commit point --------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> AbstractContextManager[Transaction]:
         """Change the index durably: all of the body's changes and all pending records, or nothing.
 
         Packs are synced before LMDB's lock is taken, so that it is held shortly; other processes
@@ -403,57 +413,7 @@ class Store:
             StoreFullError: the disk is full.
             UsageError: this thread is in a transaction already.
         """
-        if self._active_thread == threading.get_ident():
-            raise UsageError("a transaction inside a transaction")
-        self._packs.sync()
-        if self._pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
-            raise StoreFullError(f"{self.path}: the disk is full")
-        with self.db.writing() as raw:
-            txn = Transaction(raw, self._owner)
-            self._active, self._active_thread = txn, threading.get_ident()
-            try:
-                yield txn
-                self._finish(txn)
-            except BaseException:
-                self._roll_back()
-                raise
-            finally:
-                self._active, self._active_thread = None, 0
-        self._pending.clear()
-        self._packs.committed()
-
-    def _finish(self, txn: Transaction) -> None:
-        """Write all rows; everything but LMDB's own commit has been done when this returns."""
-        while True:
-            plan = plan_commit(txn, self._pending, txn.deltas, self._same_bytes)
-            if not plan.lost:
-                break
-            lost = self._pending.referring_to(plan.lost)
-            self._give_up(lost)
-            if not lost.isdisjoint(txn.deltas):
-                raise lost_error(plan.lost)
-        self._packs.sync()  # what the body itself has put
-        write_plan(txn, plan, self._pending, self._packs.states())
-
-    def _give_up(self, lost: set[RecordId]) -> None:
-        """Forget pending records that can never be committed, so that they are put again."""
-        packs = set(self._pending.verbatim)
-        for place in self._pending.drop(lost):
-            self._packs.erase(*place)
-            self._pending.waste.append(place)
-        for pack in packs - set(self._pending.verbatim):
-            self.disk.unlink(self.layout.pack(pack, PackKind.VERBATIM))
-            self.reader.forget_pack(pack)
-
-    def _same_bytes(self, mine: bytes, theirs: bytes) -> bool:
-        stored, codec, size = self.reader.stored(mine), mine[1], decode_location(mine)[0]
-        payload = decode(codec, stored, size.logical_bytes)
-        return self.reader.equal(theirs, RecordKind(mine[0]), payload)
-
-    def _roll_back(self) -> None:
-        for pack in self._packs.rolled_back():
-            self._pending.drop_pack(pack)
-            self.reader.forget_pack(pack)
+        return self._committer.transaction()
 
     def reading(self) -> AbstractContextManager[ReadTxn]:
         """Return a context with one consistent, committed state of the index."""
@@ -468,9 +428,4 @@ class Store:
 
         For a full disk: their bytes, written or not, are given back at once.
         """
-        for pack in self._pending.verbatim:
-            self.disk.unlink(self.layout.pack(pack, PackKind.VERBATIM))
-            self.reader.forget_pack(pack)
-        self._pending.clear()
-        for pack in self._packs.close():
-            self.reader.forget_pack(pack)
+        self._committer.drop_pending()

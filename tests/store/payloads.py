@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import fields
 
 from dedupfs.format.tree import encode_extents
 from dedupfs.model import HOLE, Extent, RecordId, RecordKind
@@ -46,6 +49,18 @@ def put_page(store: Store, chunks: Iterable[tuple[RecordId, int]]) -> RecordId:
     """Put a recipe page that refers to chunks of the given lengths."""
     page = encode_extents(Extent(chunk_id, length) for chunk_id, length in chunks)
     return store.put(RecordKind.RECIPE_PAGE, page)
+
+
+@contextmanager
+def as_another_process(store: Store) -> Iterator[None]:
+    """Do the body's steps as a process does that does not know what is pending here."""
+    store.sync()
+    pending = store._pending
+    aside = {field.name: copy(getattr(pending, field.name)) for field in fields(pending)}
+    pending.clear()
+    yield
+    for name, value in aside.items():
+        setattr(pending, name, value)
 
 
 def piece(chunk_id: RecordId, length: int, chunk_offset: int = 0) -> Piece:

@@ -16,7 +16,7 @@ from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.store import Store
 from dedupfs.store.disk import Buffer
 from dedupfs.store.space import free_dead, punch
-from tests.store.payloads import CHUNK, VIEW, noise, pin, put_pinned, unpin
+from tests.store.payloads import CHUNK, VIEW, as_another_process, noise, pin, put_pinned, unpin
 from tests.store.recount import recount
 
 
@@ -109,14 +109,10 @@ def test_a_verbatim_pack_whose_chunks_collide_is_refused(weak: WeakStore, tmp_pa
 
 def test_an_id_that_another_process_takes_first_is_put_again(weak: WeakStore) -> None:
     """Method: the other process's chunk is committed while ours is set aside, then put back."""
-    from dedupfs.store.pending import Pending
-
     one, two = colliding(weak, 2)
     mine = weak.put(CHUNK, one)
-    weak.sync()
-    aside, weak._pending = weak._pending, Pending()
-    assert put_pinned(weak, [two]) == [mine]
-    weak._pending = aside
+    with as_another_process(weak):
+        assert put_pinned(weak, [two]) == [mine]
     with pytest.raises(MissingRecordError), weak.transaction() as txn:
         txn.pin(VIEW, mine)
     again = weak.put(CHUNK, one)
@@ -128,14 +124,10 @@ def test_an_id_that_another_process_takes_first_is_put_again(weak: WeakStore) ->
 
 
 def test_an_equal_chunk_that_another_process_commits_first_is_used(weak: WeakStore) -> None:
-    from dedupfs.store.pending import Pending
-
     mine = weak.put(CHUNK, noise(1))
-    weak.sync()
-    aside, weak._pending = weak._pending, Pending()
-    assert put_pinned(weak, [noise(1)]) == [mine]
-    theirs = weak.locate(mine)
-    weak._pending = aside
+    with as_another_process(weak):
+        assert put_pinned(weak, [noise(1)]) == [mine]
+        theirs = weak.locate(mine)
     pin(weak, [mine])
     assert weak.locate(mine) == theirs
     assert weak.get(mine, CHUNK) == noise(1)

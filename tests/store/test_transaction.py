@@ -10,7 +10,16 @@ from dedupfs.errors import CorruptError, MissingRecordError, StoreError, UsageEr
 from dedupfs.model import RecordId
 from dedupfs.store import Store, Table, inventory
 from dedupfs.store.space import free_dead
-from tests.store.payloads import CHUNK, VIEW, noise, pin, put_page, put_pinned, unpin
+from tests.store.payloads import (
+    CHUNK,
+    VIEW,
+    as_another_process,
+    noise,
+    pin,
+    put_page,
+    put_pinned,
+    unpin,
+)
 
 
 def references(store: Store, record_id: RecordId) -> int | None:
@@ -162,13 +171,8 @@ def test_a_pending_tree_whose_chunk_was_freed_is_put_again(store: Store) -> None
 
 def free_dead_of_another(store: Store, chunk: RecordId) -> bool:
     """Free a dead chunk as another process does: without a commit of what is pending here."""
-    from dedupfs.store.pending import Pending
-
-    mine, store._pending = store._pending, Pending()
-    try:
+    with as_another_process(store):
         return free_dead(store, 10).records == 1 and not store.has(chunk)
-    finally:
-        store._pending = mine
 
 
 def test_a_lost_record_that_nobody_asks_for_does_not_fail_a_transaction(store: Store) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dedupfs.errors import MissingRecordError, UsageError
 from dedupfs.model import Extent, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, inventory
-from tests.store.payloads import CHUNK, VIEW, noise, piece, pin, put_pinned
+from tests.store.payloads import CHUNK, VIEW, as_another_process, noise, piece, pin, put_pinned
 
 
 def extents(store: Store, payload: bytes, step: int = 1000) -> list[tuple[int, Extent]]:
@@ -127,17 +127,14 @@ def test_a_file_that_was_not_committed_is_dropped(path: Path, file: Path) -> Non
 
 def test_losing_one_chunk_gives_the_whole_file_up(store: Store, file: Path) -> None:
     """Goal: half a verbatim pack is never committed. Method: as a collision by another process."""
-    from dedupfs.store.pending import Pending
-
     chunks = extents(store, file.read_bytes())
     pack = store.put_verbatim(file, chunks)
-    aside, store._pending = store._pending, Pending()
-    store._packs.sync()
-    (mine,) = put_pinned(store, [noise("other")])
-    store._pending = aside
-    row = aside.rows.pop(chunks[0][1].chunk_id)
-    aside.rows[mine] = row  # an id that names other bytes by now
-    aside.verbatim[pack].chunk_ids[0] = mine
+    with as_another_process(store):
+        (mine,) = put_pinned(store, [noise("other")])
+    pending = store._pending
+    row = pending.rows.pop(chunks[0][1].chunk_id)
+    pending.rows[mine] = row  # an id that names other bytes by now
+    pending.verbatim[pack].chunk_ids[0] = mine
     with pytest.raises(MissingRecordError), store.transaction() as txn:
         txn.pin(VIEW, chunks[1][1].chunk_id)
     assert file.stat().st_nlink == 1
