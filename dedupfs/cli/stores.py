@@ -16,6 +16,7 @@ from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
 from dedupfs.errors import CorruptError
 
 if TYPE_CHECKING:
+    from dedupfs.maintenance.reindex import ReindexReport
     from dedupfs.maintenance.usage import StoreUsage
     from dedupfs.store import Store
 
@@ -309,11 +310,12 @@ def scrub(store: Path, as_json: bool) -> None:
 
 @click.command()
 @STORE
-def reindex(store: Path) -> None:
+@JSON
+def reindex(store: Path, as_json: bool) -> None:
     """Rebuild the index of STORE from its packs and the views' journals.
 
     Brings back every snapshot, and every view as of its last fsync. Nothing may use the store
-    meanwhile.
+    meanwhile. The exit code is 3 when something could not be brought back.
 
     \b
     Example:
@@ -323,7 +325,42 @@ def reindex(store: Path) -> None:
 
     with output.meter("reading packs") as bar:
         report = reindex_store(store, progress=bar.update)
-    click.echo(f"rebuilt the index of {store}: {output.count_text(report.records, 'record')}")
+    losses = _losses(report)
+    if as_json:
+        output.print_json(
+            {
+                "ok": report.ok,
+                "packs": report.packs,
+                "records": report.records,
+                "snapshots": report.snapshots,
+                "views": report.views,
+                "renamed": [list(pair) for pair in report.renamed],
+                "losses": losses,
+            }
+        )
+    else:
+        for old, new in report.renamed:
+            click.echo(f"a second snapshot called {old} is {new} now")
+        for loss in losses:
+            click.echo(loss)
+        click.echo(
+            f"rebuilt the index of {store}: {output.count_text(report.records, 'record')}, "
+            f"{output.count_text(len(report.snapshots), 'snapshot')}, "
+            f"{output.count_text(len(report.views), 'view')}"
+        )
+    if not report.ok:
+        raise CorruptError(f"{store}: not everything could be brought back")
+
+
+def _losses(report: "ReindexReport") -> list[str]:
+    """Return a line for each thing that is gone or shorter."""
+    return [
+        *(f"damaged: {place}" for place in report.damaged),
+        *(f"pack {pack} is not described by any readable record" for pack in report.lost_packs),
+        *(f"view {name} is lost: {why}" for name, why in report.lost_views),
+        *(f"view {name} is as of its last fold: {why}" for name, why in report.shortened_views),
+        *(str(problem) for problem in report.problems),
+    ]
 
 
 @click.command()

@@ -13,6 +13,7 @@ from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import total_bytes
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
+from dedupfs.transfer.cutter import Cutter, Foresight
 from dedupfs.transfer.reader import Block, ReadAhead, read_blocks
 from dedupfs.transfer.verbatim import LargeFile
 
@@ -57,9 +58,11 @@ class FileStorer:
             status = after
 
     def _put_once(self, fd: int, status: os.stat_result) -> Sequence[Extent]:
-        blocks = read_blocks(fd, status, self._store.chunker, self._digest)
+        is_large = status.st_size >= self._store.config.verbatim_bytes_min
+        foresight = Foresight(self._store) if is_large else None
+        blocks = read_blocks(fd, status, Cutter(self._store.chunker, self._digest, foresight))
         with _reading(blocks, status.st_size) as source:
-            if status.st_size >= self._store.config.verbatim_bytes_min:
+            if is_large:
                 return self._put_large(source)
             extents: list[Extent] = []
             for block in source:

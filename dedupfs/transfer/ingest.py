@@ -16,7 +16,7 @@ from pathlib import Path
 from dedupfs.errors import MissingRecordError, SourceError, StoreError, UsageError
 from dedupfs.format.tree import entry_references
 from dedupfs.model import HOLE, Extent, RecordId, SnapshotInfo, TreeEntry
-from dedupfs.namespace.contents import store_content, total_bytes
+from dedupfs.namespace.contents import hole_bytes, store_content, total_bytes
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store, Table
@@ -91,11 +91,12 @@ def ingest_tree(
                 run.report.snapshot = run.commit(name, tags or {})
                 break
             except MissingRecordError:
-                run.abort()
+                run.release()  # what was put is used again
                 if attempt == ATTEMPTS_MAX:
                     raise
             except BaseException:
-                run.abort()
+                store.drop_pending()
+                run.release()
                 raise
     finally:
         os.close(top_fd)
@@ -248,9 +249,10 @@ class _Import:
             self._problems.add(item.path, "changed while it was read, twice; kept as last read")
             item.stamp = NO_STAMP
         content = store_content(self._store, stored.extents)
-        return object_entry(
+        entry = object_entry(
             item.name, stored.status, item.xattrs, content, total_bytes(stored.extents)
         )
+        return msgspec.structs.replace(entry, hole_bytes=hole_bytes(stored.extents))
 
     def _block_stored(self, length: int, extents: Sequence[Extent]) -> None:
         self.report.bytes_read += length
@@ -290,8 +292,8 @@ class _Import:
             txn.release_pins(self._store.owner)
         return info
 
-    def abort(self) -> None:
-        """Let go of everything; what was put is nobody's, and gc frees it."""
+    def release(self) -> None:
+        """Let go of what was committed in between; it is nobody's then, and gc frees it."""
         if self._has_pins:
             with suppress(StoreError), self._store.transaction() as txn:
                 txn.release_pins(self._store.owner)

@@ -1,31 +1,20 @@
-"""A source file as a run of blocks: holes found, cut, hashed; ahead of the caller when it is large.
+"""A source file as a run of blocks: holes found, data cut; ahead of the caller when it is large.
 
-The thread that reads ahead touches the file and pure functions only; it never sees the index.
+The thread that reads ahead touches the file and the cutter, which only looks at the store.
 """
 
 import errno
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from dedupfs.chunking import Chunker
-from dedupfs.model import HOLE, RecordId
+from dedupfs.model import HOLE
+from dedupfs.transfer.cutter import Cut, Cutter
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 3
-_ZEROS = bytes(1 << 16)
-
-Digest = Callable[[memoryview], RecordId]
-
-
-class Cut(NamedTuple):
-    """One chunk of a block: its salt-0 id and bytes; a hole has neither."""
-
-    length: int
-    digest: RecordId
-    payload: memoryview | None
 
 
 class Block(NamedTuple):
@@ -34,6 +23,8 @@ class Block(NamedTuple):
     file_offset: int
     cuts: list[Cut]
     length: int
+    data: memoryview | None = None
+    """The bytes of all cuts, unless it is a hole."""
 
 
 def data_segments(fd: int, size: int, allocated_bytes: int) -> Iterator[tuple[int, int]]:
@@ -57,19 +48,7 @@ def data_segments(fd: int, size: int, allocated_bytes: int) -> Iterator[tuple[in
             yield start, min(stop, size)
 
 
-def is_zero(payload: memoryview) -> bool:
-    """Whether all bytes are zero; two looks decide for nearly all real data."""
-    if payload[0] or payload[-1]:
-        return False
-    return all(
-        bytes(payload[start : start + len(_ZEROS)]) == _ZEROS[: len(payload) - start]
-        for start in range(0, len(payload), len(_ZEROS))
-    )
-
-
-def read_blocks(
-    fd: int, status: os.stat_result, chunker: Chunker, digest: Digest
-) -> Iterator[Block]:
+def read_blocks(fd: int, status: os.stat_result, cutter: Cutter) -> Iterator[Block]:
     """Yield the whole file, holes included, as blocks of about ``BLOCK_BYTES``.
 
     A file that turns out shorter than its status says just ends early; the caller compares.
@@ -78,7 +57,7 @@ def read_blocks(
     for start, stop in data_segments(fd, status.st_size, status.st_blocks * 512):
         if start > position:
             yield hole_block(position, start - position)
-        for block in _read_segment(fd, start, stop, chunker, digest):
+        for block in _read_segment(fd, start, stop, cutter):
             yield block
             position = block.file_offset + block.length
         if position < stop:
@@ -92,9 +71,7 @@ def hole_block(file_offset: int, length: int) -> Block:
     return Block(file_offset, [Cut(length, HOLE, None)], length)
 
 
-def _read_segment(
-    fd: int, start: int, stop: int, chunker: Chunker, digest: Digest
-) -> Iterator[Block]:
+def _read_segment(fd: int, start: int, stop: int, cutter: Cutter) -> Iterator[Block]:
     """Read ``[start, stop)``; bytes whose cut is undecided go in front of the next read."""
     block_start = start
     carried: memoryview | bytes = b""
@@ -106,19 +83,11 @@ def _read_segment(
         start += count
         data = buffer[: len(carried) + count]
         final = count == 0 or start == stop
-        cuts = []
-        offset = 0
-        for length in chunker.cut(data, final=final):
-            payload = data[offset : offset + length]
-            offset += length
-            if is_zero(payload):
-                cuts.append(Cut(length, HOLE, None))
-            else:
-                cuts.append(Cut(length, digest(payload), payload))
+        cuts, used = cutter.cut(data, final=final)
         if cuts:
-            yield Block(block_start, cuts, offset)
-        block_start += offset
-        carried = data[offset:]
+            yield Block(block_start, cuts, used, data[:used])
+        block_start += used
+        carried = data[used:]
         if final:
             return
 

@@ -8,7 +8,7 @@ otherwise its chunks are poured into the record pack. Knows no source file.
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -18,7 +18,9 @@ from dedupfs.model import Codec, Extent, RecordId, RecordKind
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.codec import Encoder
-from dedupfs.transfer.reader import Block, Cut
+from dedupfs.store.match import match_chunks
+from dedupfs.transfer.cutter import Cut
+from dedupfs.transfer.reader import Block
 
 SYNC_BYTES = 64 << 20
 """After this many written bytes the kernel is asked to start writing, so that the end is short."""
@@ -68,8 +70,12 @@ class LargeFile:
             self.is_poured = self._is_compressible(block)
         run: list[memoryview] = []
         run_start = file_offset = block.file_offset
-        for cut in block.cuts:
-            if self._add_cut(cut, file_offset) and cut.payload is not None:
+        for cut, is_known in zip(block.cuts, self._known(block), strict=True):
+            if is_known:
+                self._data_bytes += cut.length
+                self.extents.append(Extent(cut.digest, cut.length))
+            is_new = not is_known and self._add_cut(cut, file_offset)
+            if is_new and cut.payload is not None:
                 if not run:
                     run_start = file_offset
                 run.append(cut.payload)
@@ -81,6 +87,13 @@ class LargeFile:
             self._write(run, run_start)
         self._unwritten.clear()
         self._size = file_offset
+
+    def _known(self, block: Block) -> Sequence[bool]:
+        """Tell of each cut whether the store is known to have it; False says nothing."""
+        if block.data is None or self.is_poured:
+            return [False] * len(block.cuts)
+        chunks = [Extent(cut.digest, cut.length) for cut in block.cuts]
+        return match_chunks(self._store, chunks, block.data)
 
     def _is_compressible(self, block: Block) -> bool:
         """Whether most of the first chunks would be compressed: then they go to the record pack.

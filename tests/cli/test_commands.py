@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -171,6 +172,15 @@ def test_check_and_scrub(run: Run, store_path: Path, data: Path) -> None:
     assert run("scrub", store_path).out.startswith("no damage")
     assert run("check", store_path, "--json").json["ok"] is True
     assert run("scrub", store_path, "--json").json["ok"] is True
+
+
+def test_reindex_brings_snapshots_back(run: Run, store_path: Path, data: Path) -> None:
+    run("import", store_path, data, "one")
+    shutil.rmtree(store_path / "index")
+    said = run("reindex", store_path)
+    assert "1 snapshot, 0 views" in said.out
+    assert run("cat", store_path, "one:a.txt").out == "hello\n"
+    assert run("reindex", "--json", store_path).json["ok"] is True
 
 
 def test_tar_to_standard_output(run: Run, store_path: Path, data: Path) -> None:
