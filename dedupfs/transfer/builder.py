@@ -159,6 +159,7 @@ def object_entry(
     xattrs: Xattrs,
     content: bytes = b"",
     size: int = 0,
+    hole_bytes: int = 0,
 ) -> TreeEntry:
     """Return the entry of anything but a directory; its slot is given when it is added."""
     is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
@@ -173,4 +174,5 @@ def object_entry(
         content=content,
         xattrs=xattrs,
         rdev=status.st_rdev if is_device else 0,
+        hole_bytes=hole_bytes,
     )

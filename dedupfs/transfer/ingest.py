@@ -249,10 +249,14 @@ class _Import:
             self._problems.add(item.path, "changed while it was read, twice; kept as last read")
             item.stamp = NO_STAMP
         content = store_content(self._store, stored.extents)
-        entry = object_entry(
-            item.name, stored.status, item.xattrs, content, total_bytes(stored.extents)
+        return object_entry(
+            item.name,
+            stored.status,
+            item.xattrs,
+            content,
+            total_bytes(stored.extents),
+            hole_bytes(stored.extents),
         )
-        return msgspec.structs.replace(entry, hole_bytes=hole_bytes(stored.extents))
 
     def _block_stored(self, length: int, extents: Sequence[Extent]) -> None:
         self.report.bytes_read += length
