@@ -89,6 +89,7 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
 
     ``size``: bytes of a file or symlink; of a directory, the logical bytes below it, and
     ``count`` the entries below it. ``nlink`` of a directory is 2 plus its subdirectories.
+    ``hole_bytes``: how many of a file's bytes are holes, which st_blocks does not count.
     ``ctime_ns``/``atime_ns`` of 0 mean the same as ``mtime_ns``. ``has_links``: a directory
     below which hard-linked entries exist.
     """
@@ -108,6 +109,7 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     atime_ns: int = 0
     count: int = 0
     has_links: bool = False
+    hole_bytes: int = 0
 
     @property
     def is_directory(self) -> bool:

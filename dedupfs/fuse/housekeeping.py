@@ -8,6 +8,7 @@ import logging
 import time
 
 import trio
+import trio.lowlevel
 
 from dedupfs.errors import DedupfsError
 from dedupfs.model import SnapshotInfo
@@ -43,6 +44,11 @@ class Housekeeper:
         plan = self._view.prepare_fold()
         await trio.to_thread.run_sync(plan.run)
 
+    async def _give_back(self) -> None:
+        """Free what the fold let go of, in slices between which requests are answered."""
+        while self._view.give_back():
+            await trio.lowlevel.checkpoint()
+
     async def run(self) -> None:
         """Fold whenever the view wants it; a failure is logged and tried again, never fatal."""
         while True:
@@ -50,6 +56,7 @@ class Housekeeper:
             try:
                 if self._view.wants_fold():
                     await self.fold()
+                    await self._give_back()
                 continue
             except DedupfsError as exc:
                 log.error("fold failed, will be tried again view=%s: %s", self._view.name, exc)

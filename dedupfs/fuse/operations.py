@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from dedupfs.errors import DedupfsError, NamespaceError, NoAttributeError, NotFoundError
+from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -23,7 +23,6 @@ from dedupfs.fuse.attrs import (
     to_entry,
     to_statvfs,
 )
-from dedupfs.namespace import acl
 from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
@@ -99,16 +98,6 @@ class Operations(pyfuse3.Operations):
     def _timeout_s(self, directory: int) -> float:
         return VOLATILE_S if self._view.is_volatile(directory) else FOREVER_S
 
-    def _masked(self, directory: int, mode: int, ctx: pyfuse3.RequestContext) -> int:
-        """Apply the umask, which the kernel left to us; a default ACL replaces it: acl(5)."""
-        if not mode & ctx.umask:
-            return mode
-        try:
-            self._view.getxattr(directory, acl.DEFAULT)
-        except NoAttributeError:
-            return mode & ~ctx.umask
-        return mode
-
     # --- names ------------------------------------------------------------------------------------
 
     @reply
@@ -127,16 +116,14 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        allowed = self._masked(parent_inode, mode, ctx)
-        attr = self._view.mknod(parent_inode, name, allowed, rdev, _caller(ctx))
+        attr = self._view.mknod(parent_inode, name, mode, rdev, _caller(ctx))
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        allowed = self._masked(parent_inode, mode, ctx)
-        attr = self._view.mkdir(parent_inode, name, allowed, _caller(ctx))
+        attr = self._view.mkdir(parent_inode, name, mode, _caller(ctx))
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
@@ -223,8 +210,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        allowed = self._masked(parent_inode, mode, ctx)
-        handle, attr = self._view.create(parent_inode, name, allowed, _caller(ctx))
+        handle, attr = self._view.create(parent_inode, name, mode, _caller(ctx))
         entry = to_entry(attr, self._timeout_s(parent_inode))
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), entry
 
@@ -302,4 +288,4 @@ _HANDLERS = [name for name, member in vars(Operations).items() if hasattr(member
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)
+    return Caller(ctx.uid, ctx.gid, ctx.umask)

@@ -60,7 +60,12 @@ def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) 
     holder, old = state.locate(inode)
     settled = file.entry if file is not None else entry
     named = msgspec.structs.replace(
-        entry, name=old.name, slot=old.slot, content=settled.content, size=settled.size
+        entry,
+        name=old.name,
+        slot=old.slot,
+        content=settled.content,
+        size=settled.size,
+        hole_bytes=settled.hole_bytes,
     )
     state.record(now_ns, [Put(holder.number, named)])
 

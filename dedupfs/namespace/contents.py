@@ -108,6 +108,11 @@ class ContentWriter:
         del self._tail[:start]
 
 
+def hole_bytes(extents: Iterable[Extent]) -> int:
+    """Return how many bytes of a file are holes."""
+    return sum(extent.length for extent in extents if extent.chunk_id == HOLE)
+
+
 def total_bytes(extents: Iterable[Extent]) -> int:
     """Return how many bytes of a file the extents make."""
     return sum(extent.length for extent in extents)

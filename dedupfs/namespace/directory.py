@@ -61,6 +61,11 @@ class Directory:
         return directory
 
     @property
+    def nlink(self) -> int:
+        """2 and one for each subdirectory."""
+        return self.entry.nlink
+
+    @property
     def depth(self) -> int:
         """How many directories lie above."""
         return 0 if self.parent is None else self.parent.depth + 1
@@ -222,6 +227,11 @@ class CatalogDirectory(Directory):
             if own is None or own.slot != info.sequence:
                 found[name] = snapshot_entry(info)
         return sorted(found.values(), key=lambda entry: entry.name)
+
+    @property
+    def nlink(self) -> int:
+        """2 and one for each subdirectory, snapshots included."""
+        return 2 + sum(entry.is_directory for entry in self.entries())
 
     def own_entries(self) -> Iterator[TreeEntry]:
         """Yield what the view itself keeps here, whiteouts included."""

@@ -5,12 +5,14 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 """
 
 import logging
+import os
 
 import msgspec
 
 from dedupfs.errors import (
     MissingRecordError,
     NotADirectoryNameError,
+    NotFoundError,
     StaleError,
     StoreError,
     UsageError,
@@ -76,8 +78,23 @@ class Folder:
             file.unsettled and not file.orphan for file in state.files.values()
         )
 
+    def drop_obsolete(self) -> bool:
+        """Delete staging files that no name leads to: once the journal says so durably.
+
+        Their room is what a full disk may need most.
+        """
+        state = self._state
+        if not state.obsolete:
+            return False
+        state.sync_journal()
+        for staging in state.obsolete:
+            staging.remove()
+        state.obsolete.clear()
+        return True
+
     def _fold(self, everything: bool) -> None:
         state = self._state
+        self.drop_obsolete()
         carried = []
         for file in list(state.files.values()):
             if not file.orphan and file.unsettled:
@@ -151,7 +168,7 @@ class Folder:
             ctime_ns=old.ctime_ns,
             atime_ns=old.atime_ns,
         )
-        return msgspec.structs.replace(made, nlink=old.nlink, size=made.size + linked_bytes)
+        return msgspec.structs.replace(made, size=made.size + linked_bytes)
 
     def _links_of(
         self, directory: Directory, encoded: dict[int, TreeEntry]
@@ -274,8 +291,12 @@ class Folder:
         directory = state.root
         for name in [part for part in path.split(b"/") if part and part != b"."]:
             entry = directory.find(name)
-            if entry is None or not entry.is_directory:
-                raise NotADirectoryNameError(f"no directory {path!r} in view {self.row.name!r}")
+            if entry is None:
+                raise NotFoundError(f"no {os.fsdecode(path)!r} in view {self.row.name!r}")
+            if not entry.is_directory:
+                raise NotADirectoryNameError(
+                    f"{os.fsdecode(path)!r} in view {self.row.name!r} is no directory"
+                )
             directory = state.child(directory, entry)
         if isinstance(directory, CatalogDirectory):
             return self._freeze_catalog(directory)

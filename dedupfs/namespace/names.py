@@ -41,6 +41,7 @@ class Caller:
 
     uid: int
     gid: int
+    umask: int = 0
 
 
 def find(parent: Directory, name: bytes) -> TreeEntry:
@@ -83,7 +84,7 @@ def make(
         gid = parent.entry.gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
-    mode, xattrs = _inherit(parent, mode)
+    mode, xattrs = _inherit(parent, mode, caller.umask)
     entry = msgspec.structs.replace(
         fresh, slot=slot, mode=mode, uid=caller.uid, gid=gid, mtime_ns=now_ns, xattrs=xattrs
     )
@@ -95,10 +96,15 @@ def make(
     return entry
 
 
-def _inherit(parent: Directory, mode: int) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
-    default = dict(parent.entry.xattrs).get(acl.DEFAULT)
-    if default is None or stat.S_ISLNK(mode):
+def _inherit(
+    parent: Directory, mode: int, umask: int
+) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
+    """Return mode and ACLs of a new object: a default ACL replaces the umask, acl(5)."""
+    if stat.S_ISLNK(mode):
         return mode, ()
+    default = dict(parent.entry.xattrs).get(acl.DEFAULT)
+    if default is None:
+        return mode & ~umask, ()
     mode, access = acl.inherit(default, mode)
     xattrs = []
     if access is not None:
@@ -130,8 +136,9 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
     links = state.links(holder.scope)
     if not holder.is_links:
         edits += _move_to_links(holder, entry, inode, links)
-        link_id = _LINK_ID.pack(links.next_slot - 1)
-        entry = msgspec.structs.replace(entry, name=link_id, slot=links.next_slot - 1)
+        moved = edits[-1]
+        assert isinstance(moved, Put)
+        entry = msgspec.structs.replace(entry, name=moved.entry.content, slot=links.next_slot - 1)
     linked = msgspec.structs.replace(entry, nlink=entry.nlink + 1, ctime_ns=now_ns)
     made = TreeEntry(name=name, slot=parent.new_slot(), mode=LINK_MODE, content=entry.name)
     edits += [Put(links.number, linked), Put(parent.number, made)]
@@ -142,7 +149,10 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
 def _move_to_links(holder: Directory, entry: TreeEntry, inode: int, links: Directory) -> list[Edit]:
     """Return the edits that turn a plain entry into a name of an inode in ``links``."""
     slot = links.new_slot()
-    link_id = _LINK_ID.pack(slot)
+    number = slot
+    while links.find(_LINK_ID.pack(number)) is not None:  # an import numbers them its own way
+        number += 1
+    link_id = _LINK_ID.pack(number)
     name = TreeEntry(name=entry.name, slot=entry.slot, mode=LINK_MODE, content=link_id)
     return [Place(inode, links.number, slot), Put(holder.number, name)]
 

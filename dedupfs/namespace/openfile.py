@@ -15,7 +15,7 @@ from dedupfs.errors import TooLargeError
 from dedupfs.format.journal import Adopt, Dirty, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
 from dedupfs.model import HOLE, Extent, RecordId, TreeEntry
-from dedupfs.namespace.contents import load_recipe
+from dedupfs.namespace.contents import hole_bytes, load_recipe
 from dedupfs.namespace.ordered import OrderedCutter
 from dedupfs.namespace.staging import Staging
 from dedupfs.ranges import Ranges
@@ -126,8 +126,20 @@ class OpenFile:
         if not self.unsettled:
             return self.entry
         return msgspec.structs.replace(
-            self.entry, size=self.size, mtime_ns=self.mtime_ns, ctime_ns=self.ctime_ns
+            self.entry,
+            size=self.size,
+            hole_bytes=self._hole_bytes(),
+            mtime_ns=self.mtime_ns,
+            ctime_ns=self.ctime_ns,
         )
+
+    def _hole_bytes(self) -> int:
+        """Return about how many bytes take no room: what a staging file has not allocated."""
+        if self.buffer is not None:
+            return 0
+        if self.staging is None:
+            return min(self.entry.hole_bytes, self.size)
+        return max(0, self.size - self.staging.stored_bytes - self.recipe.size)
 
     def named_entry(self) -> TreeEntry:
         """Return the entry with times as they are now, but content and size as settled."""
@@ -382,7 +394,7 @@ class OpenFile:
 
     # --- settling --------------------------------------------------------------------------------
 
-    def become_clean(self, content: bytes, recipe: Recipe, size: int) -> None:
+    def become_clean(self, content: bytes, extents: Sequence[Extent]) -> None:
         """All bytes are chunks now; the staging file waits in ``detached`` for the commit."""
         self._before = _Changed(
             self.entry, self._recipe, self.buffer, self.staging, self.dirty, self.cutter
@@ -393,12 +405,13 @@ class OpenFile:
         self.buffer = None
         self.cutter = None
         self.dirty = Ranges()
-        self._recipe = recipe
-        self.size = size
+        self._recipe = Recipe(extents)
+        self.size = self._recipe.size
         self.entry = msgspec.structs.replace(
             self.entry,
             content=content,
-            size=size,
+            size=self.size,
+            hole_bytes=hole_bytes(extents),
             mtime_ns=self.mtime_ns,
             ctime_ns=self.ctime_ns,
         )

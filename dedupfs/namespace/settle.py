@@ -14,7 +14,7 @@ from dedupfs.model import HOLE, Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import is_zero, put_chunk, store_content
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.ranges import Ranges
-from dedupfs.recipe import Recipe, append_extent, hole_extents, plan_recut, resync_limit
+from dedupfs.recipe import append_extent, hole_extents, plan_recut, resync_limit
 
 WINDOW_BYTES = 4 << 20
 
@@ -43,7 +43,7 @@ def settle(file: OpenFile) -> None:
     else:
         return
     content = store_content(file.store, extents)
-    file.become_clean(content, Recipe(extents), file.size)
+    file.become_clean(content, extents)
 
 
 def _settle_buffer(file: OpenFile) -> list[Extent]:

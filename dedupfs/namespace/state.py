@@ -211,6 +211,8 @@ class ViewState:
         if file is not None:
             return self._attr(inode, file.current_entry(), 0 if file.orphan else None)
         entry = self.entry_of(inode)
+        if inode == ROOT_INODE:
+            return self._attr(inode, entry, self.root.nlink)
         directory = self.directories.get(directory_number(inode)) if entry.is_directory else None
         return self._attr(inode, entry, 0 if directory and directory.removed else None)
 
@@ -238,7 +240,7 @@ class ViewState:
             gid=entry.gid,
             rdev=entry.rdev,
             size=DIRECTORY_BYTES if is_directory else entry.size,
-            stored_blocks=0 if is_directory else (entry.size + BLOCK_BYTES - 1) // BLOCK_BYTES,
+            stored_blocks=0 if is_directory else -(-(entry.size - entry.hole_bytes) // BLOCK_BYTES),
             atime_ns=entry.atime_ns or entry.mtime_ns,
             mtime_ns=entry.mtime_ns,
             ctime_ns=entry.ctime_ns or entry.mtime_ns,
@@ -350,7 +352,10 @@ class ViewState:
         )
         if file is not None:
             file.entry = msgspec.structs.replace(
-                entry, content=file.entry.content, size=file.entry.size
+                entry,
+                content=file.entry.content,
+                size=file.entry.size,
+                hole_bytes=file.entry.hole_bytes,
             )
             file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
 

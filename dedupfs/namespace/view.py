@@ -21,7 +21,9 @@ from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare
 from dedupfs.namespace.names import Caller
 from dedupfs.namespace.openfile import ReadPlan
+from dedupfs.namespace.room import Room
 from dedupfs.namespace.views import delete_view
+from dedupfs.store.space import free_dead, punch
 from dedupfs.store.store import Store
 
 __all__ = ["AttrChange", "Caller", "StatFs", "View"]
@@ -32,6 +34,8 @@ FOLD_IDLE_S = 5.0
 """... and any other once nothing has changed for so long."""
 FOLD_AGE_S = 30.0
 """... or when its first edit is so old."""
+SLICE_RECORDS = 256
+"""How many records are freed at a time, since every request waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,11 @@ class View:
         self._state = opened.state
         self._handles = HandleTable(opened.state, read_only=opened.row is None)
         self._folder = Folder(opened.state, opened.row) if opened.row is not None else None
+        self._room = Room(store.path)
         self._first_change_s: float | None = None
         self._last_change_s = 0.0
+        if self._folder is not None and self._folder.has_changes():
+            self._first_change_s = time.monotonic()  # a crash left a journal: fold it soon
         self.name = opened.row.name if opened.row is not None else ""
 
     @classmethod
@@ -255,7 +262,12 @@ class View:
         return self._handles.plan_read(handle, file_offset, size)
 
     def write(self, handle: int, file_offset: int, data: bytes) -> int:
-        """Write; when this returns, SIGKILL cannot lose it."""
+        """Write; when this returns, SIGKILL cannot lose it.
+
+        Raises:
+            StoreFullError: the disk is full; nothing was written.
+        """
+        self._room.require(len(data))
         return self._handles.write(handle, file_offset, data, self._now())
 
     def flush(self, handle: int) -> None:
@@ -312,6 +324,17 @@ class View:
         self._folder.fold(everything=False)
         self._handles.settle_wanted.clear()
         self._first_change_s = None
+
+    def give_back(self) -> bool:
+        """Free one short slice of what nothing refers to any more; say whether there is more.
+
+        Raises:
+            StoreError: the disk failed; gc can go on later.
+        """
+        if self._folder is None:
+            return False
+        freed = free_dead(self._store, SLICE_RECORDS)
+        return freed.more or punch(self._store, SLICE_RECORDS, wait=False) >= SLICE_RECORDS
 
     def commit(
         self,

@@ -6,6 +6,7 @@ that is), ``journal.GENERATION`` and ``staging.NUMBER``. Source: docs/format.md,
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dedupfs.store.store import Store, Table
 
 VIEWS_DIRECTORY = "views"
 LOCK_NAME = "lock"
+PROBE_S_MAX = 0.2
 EPHEMERAL_PREFIX = "ephemeral-"
 
 
@@ -60,7 +62,10 @@ def lock_view(disk: Disk, store_path: Path, name: str, mountpoint: str) -> ViewL
     disk.mkdir(directory.parent)
     disk.mkdir(directory)
     file = disk.open(directory / LOCK_NAME, create=True)
-    if not disk.lock(file):
+    deadline_s = time.monotonic() + PROBE_S_MAX
+    while not (locked := disk.lock(file)) and time.monotonic() < deadline_s:
+        time.sleep(PROBE_S_MAX / 20)  # ``view_owner`` of another process holds it for a moment
+    if not locked:
         owner = _read_owner(disk, file)
         where = f", mounted on {owner.mountpoint}" if owner and owner.mountpoint else ""
         who = f"process {owner.pid}" if owner else "another process"
