@@ -10,7 +10,6 @@ from dedupfs.chunking import Buffer
 from dedupfs.errors import StoreError
 from dedupfs.format.keys import unpack_record_row
 from dedupfs.model import Codec, Extent, RecordKind
-from dedupfs.store.pending import place_of
 from dedupfs.store.store import Store
 
 _RUN_BYTES_MAX = 1 << 20
@@ -32,8 +31,7 @@ def match_chunks(store: Store, chunks: Sequence[Extent], data: memoryview) -> li
             for index in range(first, last):
                 row = rows[index]
                 assert row is not None
-                # As Store._find notes it: the commit makes sure that the record still lies there.
-                store._pending.matched[chunks[index].chunk_id] = place_of(row)
+                store.note_match(chunks[index].chunk_id, row)
                 found[index] = True
         first, start = max(last, first + 1), stop
     return found
@@ -67,7 +65,7 @@ def _is_stored(store: Store, row: bytes | None, data: Buffer) -> bool:
     assert row is not None
     _kind, _codec, _salt, pack, pack_offset, _stored, _logical, _refs = unpack_record_row(row)
     try:
-        stored = store.disk.pread(store._files.get(pack), len(data), pack_offset)
+        stored = store.disk.pread(store.reader.open_pack(pack), len(data), pack_offset)
     except StoreError:
         return False  # the slow way will say what is wrong
     return len(stored) == len(data) and stored.startswith(data)
