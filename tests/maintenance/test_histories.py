@@ -147,9 +147,9 @@ class Histories(RuleBasedStateMachine):
         names = [name for name in names if name in self.model]
         collect(self.store)
         foretold = exclusive_bytes(self.store, names)
-        before = disk_usage(self.store.layout.packs).disk_bytes
         if names:
             SnapshotCatalog(self.store).remove(names)
+        before = disk_usage(self.store.layout.packs).disk_bytes
         report = collect(self.store)
         for name in names:
             del self.model[name]
