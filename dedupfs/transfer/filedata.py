@@ -5,7 +5,7 @@ of its own). Knows no names.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -40,6 +40,18 @@ class FileStorer:
     def __init__(self, store: Store, on_block: OnBlock) -> None:
         self._store = store
         self._on_block = on_block
+        self._begun: dict[int, ReadAhead] = {}
+
+    def begin(self, fd: int, status: os.stat_result) -> None:
+        """Have the next file read already, if it is large, while the last is put away."""
+        if status.st_size >= INLINE_BYTES_MAX:
+            self._begun[fd] = ReadAhead(self._blocks(fd, status))
+
+    def close(self) -> None:
+        """Stop reading what was begun; before the descriptors are closed."""
+        for reading in self._begun.values():
+            reading.close()
+        self._begun.clear()
 
     def put(self, fd: int, status: os.stat_result) -> Stored:
         """Read and store the file; once more when it changed meanwhile.
@@ -58,17 +70,28 @@ class FileStorer:
             status = after
 
     def _put_once(self, fd: int, status: os.stat_result) -> Sequence[Extent]:
-        is_large = status.st_size >= self._store.config.verbatim_bytes_min
-        foresight = Foresight(self._store) if is_large else None
-        blocks = read_blocks(fd, status, Cutter(self._store.chunker, self._digest, foresight))
-        with _reading(blocks, status.st_size) as source:
-            if is_large:
+        with self._reading(fd, status) as source:
+            if self._is_large(status):
                 return self._put_large(source)
             extents: list[Extent] = []
             for block in source:
                 self._put_block(block, extents)
                 self._on_block(block.length, extents)
             return extents
+
+    def _is_large(self, status: os.stat_result) -> bool:
+        return status.st_size >= self._store.config.verbatim_bytes_min
+
+    def _reading(self, fd: int, status: os.stat_result) -> AbstractContextManager[Iterable[Block]]:
+        begun = self._begun.pop(fd, None)
+        if begun is not None:
+            return begun
+        blocks = self._blocks(fd, status)
+        return nullcontext(blocks) if status.st_size < INLINE_BYTES_MAX else ReadAhead(blocks)
+
+    def _blocks(self, fd: int, status: os.stat_result) -> Iterator[Block]:
+        foresight = Foresight(self._store) if self._is_large(status) else None
+        return read_blocks(fd, status, Cutter(self._store.chunker, self._digest, foresight))
 
     def _digest(self, payload: memoryview) -> RecordId:
         return self._store.digest(RecordKind.CHUNK, payload)
@@ -88,12 +111,6 @@ class FileStorer:
                 large.add(block)
                 self._on_block(block.length, large.extents if large.is_poured else ())
             return large.finish()
-
-
-def _reading(blocks: Iterable[Block], size: int) -> AbstractContextManager[Iterable[Block]]:
-    if size < INLINE_BYTES_MAX:
-        return nullcontext(blocks)
-    return ReadAhead(iter(blocks))
 
 
 def _is_same(before: os.stat_result, after: os.stat_result) -> bool:

@@ -176,15 +176,25 @@ class _Import:
             walk, self._found.linked, self._known, now_ns - self._options.racy_ns, self._problems
         )
         items = gatherer.items_ahead()
+        waiting: Item | None = None
         try:
             for item in items:
-                self._take(item)
-                if self._pending_bytes >= self._options.pending_bytes_max:
-                    self._pin_pending()
+                if item.fd >= 0:
+                    self._storer.begin(item.fd, item.status)
+                waiting, due = item, waiting
+                if due is not None:
+                    self._take(due)
+            if waiting is not None:
+                self._take(waiting)
         finally:
+            self._storer.close()
+            if waiting is not None:
+                waiting.close()
             items.close()
 
     def _take(self, item: Item) -> None:
+        if self._pending_bytes >= self._options.pending_bytes_max:
+            self._pin_pending()
         if item.step is Step.ENTER:
             assert item.known is not None
             self._builder.enter(item.name, item.status, item.xattrs, item.known.key)

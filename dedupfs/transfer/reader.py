@@ -8,7 +8,8 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, Self
 
 from dedupfs.model import HOLE
 from dedupfs.transfer.cutter import Cut, Cutter
@@ -93,26 +94,27 @@ def _read_segment(fd: int, start: int, stop: int, cutter: Cutter) -> Iterator[Bl
 
 
 class ReadAhead:
-    """Runs an iterator of blocks in a thread, a few blocks ahead. A context manager."""
+    """Runs an iterator of blocks in a thread, a few blocks ahead; ``close`` it, or use ``with``."""
 
     def __init__(self, blocks: Iterator[Block]) -> None:
         self._blocks = blocks
         self._queue: queue.Queue[Block | BaseException | None] = queue.Queue(BLOCKS_AHEAD)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
-
-    def __enter__(self) -> "ReadAhead":
         self._thread.start()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread; it may be in the middle of the file."""
         self._stopped = True
         while self._thread.is_alive():
-            try:
+            with suppress(queue.Empty):
                 self._queue.get(timeout=0.01)
-            except queue.Empty:
-                continue
-        self._thread.join()
 
     def _run(self) -> None:
         try:
