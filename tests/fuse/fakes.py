@@ -308,6 +308,9 @@ class FakeView:
     def is_volatile(self, inode: int) -> bool:
         return inode in self.volatile
 
+    def give_back(self) -> bool:
+        return False
+
     def wants_fold(self) -> bool:
         return self.fold_wanted
 

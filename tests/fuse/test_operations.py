@@ -219,17 +219,6 @@ async def test_statfs_and_access(ops: Operations) -> None:
     assert await ops.access(ROOT, os.R_OK, CTX)
 
 
-async def test_the_umask_applies_unless_a_default_acl_replaces_it(
-    view: FakeView, ops: Operations
-) -> None:
-    ctx = context(umask=0o027)
-    assert (await ops.mkdir(ROOT, b"a", 0o777, ctx)).st_mode == stat.S_IFDIR | 0o750
-    assert (await ops.create(ROOT, b"b", 0o666, 0, ctx))[1].st_mode == stat.S_IFREG | 0o640
-    view.nodes[ROOT].xattrs[b"system.posix_acl_default"] = b"..."
-    entry = await ops.mknod(ROOT, b"c", stat.S_IFIFO | 0o666, 0, ctx)
-    assert entry.st_mode == stat.S_IFIFO | 0o666
-
-
 async def test_every_request_is_told_at_level_debug(view: FakeView, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     ops = Operations(view.as_view())

@@ -1,4 +1,4 @@
-"""A catalogue view: snapshots come and go, the view's own names lie over them, scopes keep links in.
+"""A catalogue view: snapshots come and go, the view's own names lie over them, scopes hold links.
 
 Method: each test is a short story against a real store, read through the view's own calls.
 """
