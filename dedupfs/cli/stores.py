@@ -18,7 +18,6 @@ from dedupfs.errors import CorruptError
 if TYPE_CHECKING:
     from dedupfs.maintenance.reindex import ReindexReport
     from dedupfs.maintenance.usage import StoreUsage
-    from dedupfs.store import Store
 
 
 @click.command()
@@ -183,31 +182,34 @@ def gc(store: Path, dry_run: bool, as_json: bool) -> None:
       dedupfs gc --dry-run store/
       dedupfs gc store/
     """
-    with open_store(store) as opened:
-        if dry_run:
-            records, freed = _garbage(opened)
-        else:
-            records, freed = _collect(opened)
-    if as_json:
-        output.print_json({"dry_run": dry_run, "records": records, "freed_bytes": freed})
-        return
-    verb = "would free" if dry_run else "freed"
-    click.echo(f"{verb} {output.size(freed)} in {output.count_text(records, 'record')}")
-
-
-def _garbage(store: "Store") -> tuple[int, int]:
+    from dedupfs.maintenance.gc import GcReport, collect
     from dedupfs.maintenance.usage import store_usage
 
-    usage = store_usage(store)
-    return usage.garbage_records, usage.garbage_bytes
-
-
-def _collect(store: "Store") -> tuple[int, int]:
-    from dedupfs.maintenance.gc import collect
-
-    with output.meter("freeing", is_bytes=False) as bar:
-        report = collect(store, progress=bar.update)
-    return report.records, report.stored_bytes
+    with open_store(store) as opened:
+        if dry_run:
+            usage = store_usage(opened)
+            report = GcReport(records=usage.garbage_records, stored_bytes=usage.garbage_bytes)
+        else:
+            with output.meter("freeing", is_bytes=False) as bar:
+                report = collect(opened, progress=bar.update)
+    if as_json:
+        output.print_json(
+            {
+                "dry_run": dry_run,
+                "records": report.records,
+                "freed_bytes": report.stored_bytes,
+                "disk_bytes_freed": None if dry_run else report.disk_bytes_freed,
+                "packs_removed": report.packs_removed,
+                "leftovers_removed": report.leftovers,
+            }
+        )
+        return
+    verb = "would free" if dry_run else "freed"
+    records = output.count_text(report.records, "record")
+    click.echo(f"{verb} {output.size(report.stored_bytes)} in {records}")
+    if report.leftovers:
+        files = output.count_text(report.leftovers, "file")
+        click.echo(f"removed {files} that dead processes left")
 
 
 @click.command()
@@ -323,8 +325,10 @@ def reindex(store: Path, as_json: bool) -> None:
     """
     from dedupfs.maintenance.reindex import reindex as reindex_store
 
-    with output.meter("reading packs") as bar:
-        report = reindex_store(store, progress=bar.update)
+    with output.meter("reindexing") as bar:
+        report = reindex_store(
+            store, progress=lambda stage, done, total: bar.update(done, total, stage)
+        )
     losses = _losses(report)
     if as_json:
         output.print_json(
