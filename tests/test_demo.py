@@ -1,7 +1,7 @@
 """The demonstration ends well at a small size, with and without mounts, and leaves nothing behind.
 
-Method: `python -m bench.demo` as a process, as ./dev runs it, with its own temporary directory. What
-it says about the product it has checked itself: the exit code is 0 only if all of it held.
+Method: `python -m bench.demo` as a process, as ./dev runs it, with its own temporary directory.
+What it says about the product it has checked itself: the exit code is 0 only if all of it held.
 """
 
 from __future__ import annotations
