@@ -177,7 +177,23 @@ def _revive(store: Store, row: ViewRow) -> ViewState:
     valid_bytes = Replay(state, directory).run(data) or next_offset
     path = journal_path(directory, row.generation)
     state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation)
+    _delete_strays(state, directory)
     return state
+
+
+def _delete_strays(state: ViewState, directory: Path) -> None:
+    """Delete staging files that the journal, which is durable then, has no use for any more."""
+    used = [staging for file in state.files.values() for staging in file.stagings()]
+    wanted = {staging.path.name for staging in [*used, *state.obsolete]}
+    strays = [
+        name
+        for name in state.store.disk.listdir(directory)
+        if name.startswith(STAGING_PREFIX) and name not in wanted
+    ]
+    if strays:
+        state.sync_journal()
+        for name in strays:
+            state.store.disk.unlink(directory / name)
 
 
 def _read_journal(store: Store, path: Path) -> bytes:

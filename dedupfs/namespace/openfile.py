@@ -416,6 +416,10 @@ class OpenFile:
             ctime_ns=self.ctime_ns,
         )
 
+    def stagings(self) -> list[Staging]:
+        """Return the staging files that the journal still needs for this file."""
+        return [*self.detached, *([self.staging] if self.staging is not None else [])]
+
     def revert(self) -> None:
         """Undo ``become_clean``: a chunk that was found was freed before it was held back."""
         before = self._before
