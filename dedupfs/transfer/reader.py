@@ -7,6 +7,7 @@ import errno
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple, Self
@@ -16,10 +17,14 @@ from dedupfs.transfer.cutter import Cut, Cutter
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 3
+_RING_BUFFERS = BLOCKS_AHEAD + 4
+"""Blocks that wait, the one being stored, the one being read, the one its first bytes are from, and
+one to spare. A block's bytes are good until the next block is asked for.
+"""
 
 
 class Block(NamedTuple):
-    """Neighbouring chunks of a file, from ``file_offset`` on."""
+    """Neighbouring chunks of a file, from ``file_offset`` on. Its bytes are used again later."""
 
     file_offset: int
     cuts: list[Cut]
@@ -76,9 +81,10 @@ def _read_segment(fd: int, start: int, stop: int, cutter: Cutter) -> Iterator[Bl
     """Read ``[start, stop)``; bytes whose cut is undecided go in front of the next read."""
     block_start = start
     carried: memoryview | bytes = b""
+    ring: deque[bytearray] = deque(maxlen=_RING_BUFFERS)
     while True:
         wanted = min(BLOCK_BYTES, stop - start)
-        buffer = memoryview(bytearray(len(carried) + wanted))
+        buffer = _next_buffer(ring, len(carried) + wanted)
         buffer[: len(carried)] = carried
         count = os.preadv(fd, [buffer[len(carried) :]], start) if wanted else 0
         start += count
@@ -91,6 +97,15 @@ def _read_segment(fd: int, start: int, stop: int, cutter: Cutter) -> Iterator[Bl
         carried = data[used:]
         if final:
             return
+
+
+def _next_buffer(ring: deque[bytearray], length: int) -> memoryview:
+    """Return a buffer that nobody uses any more; to zero a new one would cost like a copy."""
+    used = ring[0] if len(ring) == _RING_BUFFERS else None
+    if used is None or len(used) < length:
+        used = bytearray(length)
+    ring.append(used)
+    return memoryview(used)[:length]
 
 
 class ReadAhead:
