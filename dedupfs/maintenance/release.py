@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dedupfs.errors import CorruptError, MissingRecordError
+from dedupfs.errors import CorruptError, StoreError
 from dedupfs.format.keys import PackRow, decode_location, decode_pack_row, encode_pack_key
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.format.tree import references
@@ -60,12 +60,13 @@ class Release:
             self.drop(self._free_if_unused(record_id))
 
     def _free_if_unused(self, record_id: RecordId) -> list[RecordId]:
-        """Free a record whose references are all dropped; return what it refers to."""
+        """Free a record whose references are all dropped; return what it refers to.
+
+        As gc does: what is lost already frees nothing, and what cannot be read stays.
+        """
         row = self._txn.get(Table.RECORDS, record_id)
         if row is None:
-            raise MissingRecordError(
-                f"record {record_id.hex()} is not in the index; run 'dedupfs check'"
-            )
+            return []
         location, count = decode_location(row)
         if record_id in self.freed or count > self._dropped[record_id]:
             return []
@@ -73,17 +74,20 @@ class Release:
             raise CorruptError(
                 f"record {record_id.hex()} has only {count} references; run 'dedupfs check'"
             )
-        self.freed.add(record_id)
+        found: list[RecordId] = []
+        if location.kind not in _LEAVES:
+            try:
+                found += references(location.kind, self._store.get(record_id, location.kind))
+            except StoreError:
+                return []
         pack = self._pack(location.pack)
         span_bytes = location.stored_bytes
         span_bytes += HEADER_BYTES if pack.kind is PackKind.RECORDS else 0
+        self.freed.add(record_id)
         self.stored_bytes += span_bytes
         if location.kind is RecordKind.CHUNK:
             self.logical_bytes += location.logical_bytes
         self._freed_in[location.pack] += span_bytes
-        found: list[RecordId] = []
-        if location.kind not in _LEAVES:
-            found += references(location.kind, self._store.get(record_id, location.kind))
         if pack.chunk_table is not None and self._freed_in[location.pack] == pack.live_bytes:
             found.append(pack.chunk_table)  # the pack goes, and with it the reference of its row
         return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from dedupfs.errors import CorruptError
 from dedupfs.format.tree import decode_extents, decode_recipe
 from dedupfs.maintenance.problems import RESTORE, Problems
-from dedupfs.model import ID_BYTES, NAME_BYTES_MAX, RecordId, Tree, TreeEntry
+from dedupfs.model import HOLE, ID_BYTES, NAME_BYTES_MAX, RecordId, Tree, TreeEntry
 from dedupfs.namespace.trees import directory_entry, links_id_of, tree_id_of
 
 LINK_ID_BYTES = 8
@@ -273,8 +273,14 @@ def _content_fault(entry: TreeEntry) -> str:
         fits = len(entry.content) in (0, ID_BYTES, 2 * ID_BYTES)
         return "" if fits else f"has {len(entry.content)} bytes of content"
     if entry.is_file and len(entry.content) != ID_BYTES:
-        held = sum(extent.length for extent in decode_extents(entry.content))
-        return "" if held == entry.size else f"says {entry.size} bytes; its extents make {held}"
+        extents = decode_extents(entry.content)
+        held = sum(extent.length for extent in extents)
+        if held != entry.size:
+            return f"says {entry.size} bytes; its extents make {held}"
+        holes = sum(extent.length for extent in extents if extent.chunk_id == HOLE)
+        if holes != entry.hole_bytes:
+            return f"says {entry.hole_bytes} bytes of holes; its extents make {holes}"
+        return ""
     if entry.is_symlink and len(entry.content) != entry.size:
         return f"says {entry.size} bytes; its target has {len(entry.content)}"
     return ""

@@ -22,7 +22,7 @@ from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
 from dedupfs.maintenance.usage import disk_usage, exclusive_bytes, store_usage
 from dedupfs.model import Extent, RecordId, RecordKind, TreeEntry
-from dedupfs.namespace.contents import ContentWriter, store_content
+from dedupfs.namespace.contents import ContentWriter, hole_bytes, store_content
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import directory_entry, put_tree
 from dedupfs.store import Store, Table
@@ -75,7 +75,8 @@ class Histories(RuleBasedStateMachine):
             writer.feed(data)
             extents = writer.finish()
         content = store_content(self.store, extents)
-        return TreeEntry(name, slot, FILE, size=len(data), content=content)
+        holes = hole_bytes(extents)
+        return TreeEntry(name, slot, FILE, size=len(data), content=content, hole_bytes=holes)
 
     def put_verbatim(self, data: bytes) -> list[Extent]:
         extents: list[Extent] = []

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.errors import CorruptError, MissingRecordError, NotFoundError
+from dedupfs.errors import CorruptError, NotFoundError
 from dedupfs.format.keys import encode_location
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.usage import disk_usage, exclusive_bytes, store_usage
 from dedupfs.model import RecordKind
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store, Table
-from tests.maintenance.samples import import_directory, make_directory, noise, rows
+from tests.maintenance.samples import damage, import_directory, make_directory, noise, rows
 
 
 def logical_bytes(top: Path) -> int:
@@ -106,10 +106,31 @@ def test_an_index_that_contradicts_itself_is_told(filled: Store) -> None:
         txn.put(Table.RECORDS, row.record_id, encode_location(row.location, 0))
     with pytest.raises(CorruptError, match="check"):
         exclusive_bytes(filled, ["first"])
+
+
+def test_damage_is_foretold_as_gc_treats_it(filled: Store, source: Path) -> None:
+    """What is lost frees nothing, and what cannot be read is kept with all that it refers to."""
+    lost = filled.digest(RecordKind.CHUNK, (source / "sub" / "small").read_bytes())
     with filled.db.writing() as txn:
-        txn.delete(Table.RECORDS, row.record_id)
-    with pytest.raises(MissingRecordError, match="check"):
-        exclusive_bytes(filled, ["first"])
+        assert txn.delete(Table.RECORDS, lost)
+    foretold = exclusive_bytes(filled, ["first"])
+    SnapshotCatalog(filled).remove(["first"])
+    assert store_usage(filled).garbage_records == foretold.records
+    report = collect(filled)
+    assert (report.records, report.stored_bytes) == (foretold.records, foretold.stored_bytes)
+
+
+@pytest.mark.allow_log("dead record kept")
+def test_an_unreadable_tree_is_foretold_to_stay(filled: Store) -> None:
+    for row in rows(filled, RecordKind.TREE):
+        damage(filled, row)
+    path = filled.path
+    filled.close()
+    with Store.open(path) as store:
+        foretold = exclusive_bytes(store, ["first"])
+        assert foretold.records == 1
+        SnapshotCatalog(store).remove(["first"])
+        assert collect(store).records == foretold.records
 
 
 def test_a_file_with_two_names_takes_its_blocks_once(tmp_path: Path) -> None:
