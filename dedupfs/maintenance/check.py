@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dedupfs.errors import CorruptError, StoreBusyError
-from dedupfs.format.keys import META_COUNTER, PackRow, decode_count, split_pin_key
+from dedupfs.format.keys import (
+    META_COUNTER,
+    META_PUNCH,
+    PackRow,
+    decode_count,
+    decode_free,
+    split_pin_key,
+)
 from dedupfs.format.tree import (
     decode_snapshot,
     decode_tree,
@@ -48,6 +55,8 @@ class CheckReport:
     packs: int = 0
     snapshots: int = 0
     views: int = 0
+    lost_bytes: int = 0
+    """In record packs, neither live nor free: damage that reindex stepped over leaves that."""
     problems: list[Problem] = field(default_factory=list)
     problems_left_off: int = 0
     """How many more problems there are than ``problems`` lists."""
@@ -103,9 +112,11 @@ class _Check:
             if self._progress is not None:
                 self._progress(done, census.records)
         self._report.chunks = packs.chunks
+        self._report.lost_bytes = packs.lost_bytes
         self._compare_trees()
         self._compare_references()
         self._compare_dead()
+        self._compare_free()
         self._compare_counters(max(census.packs, default=0))
         self._report.problems_left_off = self._problems.left_off
         self._report.problems = self._with_uses()
@@ -235,6 +246,17 @@ class _Check:
                 self._problems.add(
                     "dead", f"record {key.hex()}", "it is listed as dead and is not", REINDEX, key
                 )
+
+    def _compare_free(self) -> None:
+        """Every free range that still takes blocks must be listed for punching."""
+        for key, row in self._txn.scan(Table.FREE):
+            try:
+                pack, start, _stop, punched = decode_free(key, row)
+            except CorruptError:
+                continue  # reported by the census
+            if not punched and self._txn.get(Table.META, META_PUNCH + key) is None:
+                what = "a free range is not listed for punching, so its blocks never come back"
+                self._problems.add("free-range", f"pack {pack} at {start}", what)
 
     def _compare_counters(self, pack_max: int) -> None:
         sequence_max = max(self._sequences(), default=0)

@@ -23,6 +23,7 @@ from dedupfs.model import PackKind, RecordId, RecordKind
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.disk import File
 from dedupfs.store.inventory import payload_of
+from dedupfs.store.scan import PackScanner
 
 _GAP_BYTES_MAX = 4096
 
@@ -104,6 +105,7 @@ class PackCheck:
         self._census = census
         self._take = take
         self.chunks = 0
+        self.lost_bytes = 0
 
     def run(self, pack: int) -> int:
         """Check one pack; return how many records it has."""
@@ -124,6 +126,7 @@ class PackCheck:
         try:
             self._check_file(pack, row, file)
             if row.kind is PackKind.RECORDS:
+                self._add_lost_bytes(pack, row, file)
                 self._check_records(file, members)
             else:
                 self._check_chunk_table(pack, row, members)
@@ -162,6 +165,24 @@ class PackCheck:
                 decode_pack_header(head, pack, self._pass.store.config.hash_seed)
             except StoreError as exc:
                 self._pass.problems.add("pack", str(file.path), str(exc), RESTORE)
+
+    def _add_lost_bytes(self, pack: int, row: PackRow, file: File) -> None:
+        """Add what is neither live nor free: gc cannot give it back before the pack is empty."""
+        stop = row.committed_bytes
+        if row.sealed:
+            scanner = PackScanner(
+                self._pass.store.disk, file, pack, self._pass.store.config.hash_seed
+            )
+            table_offset = scanner.read_trailer()
+            if table_offset is None:
+                what = "its trailer is damaged, so that a scan that meets damage is slow"
+                self._pass.problems.add("pack", str(file.path), what, "nothing is lost by it")
+                return
+            stop = table_offset
+        free = sum(span.stop - span.start for span in self._census.free.get(pack, []))
+        known = PACK_HEADER_BYTES + row.live_bytes + free
+        if pack in self._census.packs:
+            self.lost_bytes += max(0, stop - known)
 
     # --- records ------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from dedupfs.maintenance.check import check
+from dedupfs.maintenance.gc import collect
+from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
 from tests.maintenance.samples import SMALL, import_directory, make_directory
 
@@ -38,3 +40,20 @@ def filled(store: Store, source: Path) -> Store:
     report = check(store)
     assert report.ok, report.problems
     return store
+
+
+@pytest.fixture
+def history(path: Path, tmp_path: Path) -> Path:
+    """The path of a closed store with a history: several imports, clones, removals, one gc."""
+    with Store.create(path, **SMALL) as store:
+        catalog = SnapshotCatalog(store)
+        for number in range(3):
+            import_directory(store, make_directory(tmp_path / f"d{number}", number), f"s{number}")
+        catalog.clone("s1", "copy")
+        catalog.rename("s2", "renamed")
+        catalog.tag("copy", {"a": "b"})
+        catalog.remove(["s0"])
+        collect(store)
+    with Store.open(path) as store:
+        import_directory(store, tmp_path / "d0", "again")
+    return path

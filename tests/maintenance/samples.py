@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dedupfs.format.keys import decode_location
-from dedupfs.model import Location, RecordId, RecordKind, SnapshotInfo, TreeEntry
+from dedupfs.format.keys import decode_location, decode_pack_row, encode_pack_key
+from dedupfs.maintenance.check import check
+from dedupfs.maintenance.problems import Problem
+from dedupfs.maintenance.scrub import scrub
+from dedupfs.model import Location, PackKind, RecordId, RecordKind, SnapshotInfo, TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import TreeReader, tree_id_of
@@ -111,6 +115,16 @@ def rows(store: Store, kind: RecordKind | None = None) -> list[Row]:
     return [row for row in found if kind is None or row.location.kind is kind]
 
 
+def any_row(store: Store, kind: RecordKind, pack_kind: PackKind = PackKind.RECORDS) -> Row:
+    with store.reading() as txn:
+        for row in rows(store, kind):
+            found = txn.get(Table.PACKS, encode_pack_key(row.location.pack))
+            assert found is not None
+            if decode_pack_row(found).kind is pack_kind:
+                return row
+    raise AssertionError(f"no {kind.name} in a {pack_kind.name} pack")
+
+
 def pack_path(store: Store, pack: int) -> Path:
     """Return the file of a pack of either kind."""
     (path,) = store.layout.packs.glob(f"*/{pack:08d}.*")
@@ -138,3 +152,32 @@ def damage(store: Store, row: Row) -> None:
     location = row.location
     middle = location.pack_offset + location.stored_bytes // 2
     flip(pack_path(store, location.pack), middle)
+
+
+def problems_of(store: Store, code: str) -> list[Problem]:
+    report = check(store)
+    assert not report.ok
+    found = [problem for problem in report.problems if problem.code == code]
+    assert found, f"no {code!r} among {report.problems}"
+    for problem in report.problems:
+        assert problem.where
+        assert problem.what
+        assert problem.advice
+        assert problem.where in str(problem)
+    return found
+
+
+def lose_index(path: Path) -> None:
+    shutil.rmtree(path / "index")
+
+
+def contents(path: Path) -> dict[str, Content]:
+    with Store.open(path) as store:
+        return {info.name: read_back(store, info.name) for info in SnapshotCatalog(store).list()}
+
+
+def sound(path: Path) -> None:
+    with Store.open(path) as store:
+        report = check(store)
+        assert report.ok, report.problems
+        assert scrub(store).ok

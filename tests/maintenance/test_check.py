@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from dedupfs.errors import StoreBusyError
 from dedupfs.format.keys import (
     META_COUNTER,
+    META_PUNCH,
     decode_free,
     decode_pack_row,
     encode_count,
@@ -28,27 +28,22 @@ from dedupfs.format.keys import (
     pack_free_row,
 )
 from dedupfs.format.pack import HEADER_BYTES
-from dedupfs.format.tree import encode_extents, encode_tree
 from dedupfs.maintenance import census as census_module
 from dedupfs.maintenance import check as check_module
 from dedupfs.maintenance.census import Census
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
-from dedupfs.maintenance.problems import PROBLEMS_MAX, Problem, Problems
+from dedupfs.maintenance.problems import PROBLEMS_MAX, Problems
 from dedupfs.model import (
-    LINK_MODE,
-    Extent,
     PackKind,
-    RecordId,
     RecordKind,
-    Tree,
-    TreeEntry,
 )
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.namespace.trees import directory_entry, put_tree
 from dedupfs.store import ReadTxn, Store, Table
+from dedupfs.store.space import free_dead
 from tests.maintenance.samples import (
     Row,
+    any_row,
     damage,
     flip,
     import_directory,
@@ -56,6 +51,7 @@ from tests.maintenance.samples import (
     noise,
     overwrite,
     pack_path,
+    problems_of,
     rows,
 )
 
@@ -63,34 +59,11 @@ FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755
 
 
-def problems_of(store: Store, code: str) -> list[Problem]:
-    report = check(store)
-    assert not report.ok
-    found = [problem for problem in report.problems if problem.code == code]
-    assert found, f"no {code!r} among {report.problems}"
-    for problem in report.problems:
-        assert problem.where
-        assert problem.what
-        assert problem.advice
-        assert problem.where in str(problem)
-    return found
-
-
 def put_row(store: Store, row: Row, **changes: Any) -> None:
     references = changes.pop("references", row.references)
     location = dataclasses.replace(row.location, **changes)
     with store.db.writing() as txn:
         txn.put(Table.RECORDS, row.record_id, encode_location(location, references))
-
-
-def any_row(store: Store, kind: RecordKind, pack_kind: PackKind = PackKind.RECORDS) -> Row:
-    with store.reading() as txn:
-        for row in rows(store, kind):
-            found = txn.get(Table.PACKS, encode_pack_key(row.location.pack))
-            assert found is not None
-            if decode_pack_row(found).kind is pack_kind:
-                return row
-    raise AssertionError(f"no {kind.name} in a {pack_kind.name} pack")
 
 
 # --- sound stores ---------------------------------------------------------------------------------
@@ -125,15 +98,6 @@ def test_a_store_with_garbage_and_pins_is_sound(filled: Store) -> None:
     assert check(filled).ok
     collect(filled)
     assert check(filled).ok
-
-
-def test_large_directories_in_pages_are_sound(store: Store) -> None:
-    entries = [
-        TreeEntry(b"%06d" % number, number + 1, FILE, size=0, content=b"") for number in range(5000)
-    ]
-    add(store, entries, next_slot=5001)
-    assert rows(store, RecordKind.TREE_PAGE)
-    assert check(store).ok
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -209,6 +173,18 @@ def test_a_free_range_beyond_its_pack_is_named(filled: Store) -> None:
     with filled.db.writing() as txn:
         txn.put(Table.FREE, pack_free_key(1, 1 << 40), pack_free_row(64, 1))
     assert "pack 1" in problems_of(filled, "free-range")[0].where
+
+
+def test_a_free_range_that_is_never_punched_is_named(filled: Store) -> None:
+    filled.put(RecordKind.CHUNK, noise("dead", 900))
+    with filled.transaction():
+        pass
+    free_dead(filled, 10)
+    assert check(filled).ok
+    with filled.db.writing() as txn:
+        for key in [key for key, _ in txn.scan(Table.META, META_PUNCH)]:
+            txn.delete(Table.META, key)
+    assert "punching" in problems_of(filled, "free-range")[0].what
 
 
 @pytest.mark.parametrize("table", [Table.RECORDS, Table.PACKS, Table.FREE])
@@ -301,134 +277,23 @@ def test_a_missing_pack_is_named(filled: Store) -> None:
     assert "pack 1" in problems_of(filled, "pack")[0].where
 
 
+def test_a_damaged_trailer_of_a_sealed_pack_is_named(store: Store) -> None:
+    for number in range(300):
+        record_id = store.put(RecordKind.CHUNK, noise(number, 900))
+        with store.transaction() as txn:
+            txn.pin(b"v0001", record_id)
+    sealed = next(
+        path for path in store.layout.packs.glob("*/*.pack") if not path.stat().st_mode & 0o200
+    )
+    assert check(store).ok
+    flip(sealed, sealed.stat().st_size - 3)
+    (problem,) = problems_of(store, "pack")
+    assert str(sealed) in problem.where
+
+
 def test_a_damaged_pack_header_is_named(filled: Store) -> None:
     overwrite(pack_path(filled, any_row(filled, RecordKind.TREE).location.pack), 2, b"??")
     assert problems_of(filled, "pack")
-
-
-# --- trees ----------------------------------------------------------------------------------------
-
-
-def add(
-    store: Store,
-    entries: list[TreeEntry],
-    *,
-    next_slot: int = 100,
-    name: str = "made",
-    links: list[TreeEntry] | None = None,
-    **claims: Any,
-) -> RecordId:
-    """Make a snapshot of these entries, whose root says what ``claims`` says."""
-    tree_id = put_tree(store, entries, next_slot)
-    root = directory_entry(
-        b"",
-        0,
-        entries,
-        tree_id,
-        mode=DIRECTORY,
-        uid=0,
-        gid=0,
-        mtime_ns=1,
-        links_id=put_tree(store, links, 100) if links else None,
-    )
-    SnapshotCatalog(store).add(name, msgspec.structs.replace(root, **claims), created_ns=1)
-    return tree_id
-
-
-def chunk(store: Store, length: int) -> bytes:
-    return encode_extents([Extent(store.put(RecordKind.CHUNK, noise(0, length)), length)])
-
-
-def test_the_trees_that_these_tests_make_are_sound(store: Store) -> None:
-    file = TreeEntry(b"a", 1, FILE, size=300, content=chunk(store, 300))
-    link = TreeEntry(b"b", 2, LINK_MODE, content=bytes(8))
-    other = TreeEntry(b"c", 3, LINK_MODE, content=bytes(8))
-    inode = TreeEntry(bytes(8), 1, FILE, size=300, content=file.content, nlink=2)
-    add(store, [file, link, other], links=[inode])
-    report = check(store)
-    assert report.ok, report.problems
-
-
-@pytest.mark.parametrize("claim", [{"size": 5}, {"count": 2}, {"nlink": 3}, {"has_links": True}])
-def test_a_directory_that_says_something_else_than_it_holds_is_named(
-    store: Store, claim: dict[str, Any]
-) -> None:
-    tree_id = add(store, [TreeEntry(b"a", 1, FILE)], **claim)
-    (problem,) = problems_of(store, "tree")
-    assert problem.record_id == tree_id.hex()
-    assert problem.uses == ("snapshot made: /",)
-
-
-def empty(name: bytes, slot: int) -> TreeEntry:
-    return TreeEntry(name, slot, FILE)
-
-
-@pytest.mark.parametrize(
-    ("entries", "what"),
-    [
-        ([empty(b"b", 1), empty(b"a", 2)], "sorted"),
-        ([empty(b"a", 1), empty(b"a", 2)], "sorted"),
-        ([empty(b"a", 1), empty(b"b", 1)], "twice"),
-        ([empty(b"a", 0)], "slots"),
-        ([empty(b"a", 100)], "slots"),
-        ([empty(b"a/b", 1)], "name"),
-        ([empty(b"..", 1)], "name"),
-        ([empty(b"a", 1), empty(b"", 2)], "sorted"),
-        ([TreeEntry(b"a", 1, 0o050000)], "mode"),
-        ([TreeEntry(b"a", 1, FILE, size=7)], "extents"),
-        ([TreeEntry(b"a", 1, stat.S_IFLNK | 0o777, size=7, content=b"abc")], "target"),
-        ([TreeEntry(b"a", 1, DIRECTORY, nlink=3)], "empty directory"),
-        ([TreeEntry(b"a", 1, LINK_MODE, content=b"abc")], "link"),
-        ([TreeEntry(b"a", 1, LINK_MODE, content=bytes(8))], "no links tree"),
-    ],
-)
-def test_a_bad_tree_is_named(store: Store, entries: list[TreeEntry], what: str) -> None:
-    add(store, entries)
-    report = check(store)
-    assert any(what in f"{problem.where} {problem.what}" for problem in report.problems), (
-        report.problems
-    )
-
-
-def test_slots_that_do_not_rise_though_the_tree_says_so_are_named(store: Store) -> None:
-    entries = (empty(b"a", 2), empty(b"b", 1))
-    tree_id = store.put(RecordKind.TREE, encode_tree(Tree(9, entries, (), slots_sorted=True)))
-    root = directory_entry(b"", 0, entries, tree_id, mode=DIRECTORY, uid=0, gid=0, mtime_ns=0)
-    SnapshotCatalog(store).add("made", root)
-    assert "rise" in problems_of(store, "tree")[0].what
-
-
-@pytest.mark.parametrize("nlink", [1, 3])
-def test_a_wrong_link_count_is_named(store: Store, nlink: int) -> None:
-    names = [TreeEntry(b"%d" % slot, slot, LINK_MODE, content=bytes(8)) for slot in (1, 2)]
-    add(store, names, links=[TreeEntry(bytes(8), 1, FILE, nlink=nlink)])
-    assert f"it says {nlink} names and has 2" in problems_of(store, "links")[0].what
-
-
-def test_a_hard_link_to_no_inode_is_named(store: Store) -> None:
-    names = [TreeEntry(b"%d" % slot, slot, LINK_MODE, content=bytes(8)) for slot in (1, 2)]
-    add(store, names, links=[TreeEntry(b"\1" * 8, 1, FILE, nlink=2)])
-    assert any("no inode" in problem.what for problem in check(store).problems)
-
-
-def test_a_file_whose_size_is_not_that_of_its_chunks_is_named(store: Store) -> None:
-    extents = encode_extents([Extent(store.put(RecordKind.CHUNK, noise(0, 300)), 299)])
-    add(store, [TreeEntry(b"a", 1, FILE, size=299, content=extents)])
-    (problem,) = problems_of(store, "length")
-    assert problem.uses == ("snapshot made: /a",)
-
-
-def test_a_file_whose_size_is_not_that_of_its_recipe_is_named(filled: Store) -> None:
-    recipe = any_row(filled, RecordKind.RECIPE)
-    entry = TreeEntry(b"a", 1, FILE, size=7, content=bytes(recipe.record_id))
-    add(filled, [entry])
-    assert problems_of(filled, "recipe")[0].record_id == recipe.record_id.hex()
-
-
-def test_a_record_that_is_used_as_another_kind_is_named(filled: Store) -> None:
-    page = any_row(filled, RecordKind.RECIPE_PAGE)
-    add(filled, [TreeEntry(b"a", 1, FILE, size=1, content=bytes(page.record_id))])
-    assert problems_of(filled, "kind")[0].record_id == page.record_id.hex()
 
 
 # --- beside others --------------------------------------------------------------------------------

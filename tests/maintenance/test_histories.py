@@ -200,6 +200,7 @@ class Histories(RuleBasedStateMachine):
         if hasattr(self, "store"):
             report = check(self.store)
             assert report.ok, report.problems
+            assert report.lost_bytes == 0
 
     def compare(self) -> None:
         """The snapshots hold what the model says, and not a byte of it is damaged."""

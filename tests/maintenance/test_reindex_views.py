@@ -1,0 +1,137 @@
+"""reindex brings views back from their journals.
+
+Method: views are folded, or their daemon is killed, then the index is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from dedupfs.maintenance.check import check
+from dedupfs.maintenance.gc import collect
+from dedupfs.maintenance.reindex import reindex
+from dedupfs.model import RecordKind
+from dedupfs.namespace.view import Caller, View
+from dedupfs.namespace.views import list_views
+from dedupfs.store import Store
+from tests.maintenance.samples import (
+    damage,
+    lose_index,
+    noise,
+    rows,
+)
+
+ROOT = Caller(0, 0)
+
+
+def write_file(view: View, name: bytes, data: bytes) -> None:
+    handle, _attr = view.create(1, name, 0o644, ROOT)
+    view.write(handle, 0, data)
+    view.flush(handle)
+    view.plan_fsync(view.inode_of(handle)).run()
+    view.release(handle)
+
+
+def read_file(view: View, name: bytes) -> bytes:
+    inode = view.lookup(1, name).inode
+    handle = view.open(inode, os.O_RDONLY)
+    try:
+        return view.plan_read(handle, 0, 1 << 24).run()
+    finally:
+        view.release(handle)
+
+
+def test_a_view_comes_back_as_it_was_folded(filled: Store) -> None:
+    view = View.bring_back(filled, "work", snapshot="first")
+    write_file(view, b"new", noise("new", 30_000))
+    view.unlink(1, b"medium")
+    view.close()
+    path = filled.path
+    filled.close()
+    lose_index(path)
+    report = reindex(path)
+    assert report.ok, report
+    assert report.views == ["work"]
+    with Store.open(path) as store:
+        assert [row.base for row in list_views(store)] == ["first"]
+        view = View.bring_back(store, "work")
+        assert read_file(view, b"new") == noise("new", 30_000)
+        with pytest.raises(Exception, match="medium"):
+            view.lookup(1, b"medium")
+        view.close()
+        assert check(store).ok
+
+
+def abandon(store: Store, work: Callable[[View], None]) -> None:
+    """Do ``work`` in a view of another process, which is then killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child = Store.open(store.path)
+            work(View.bring_back(child, "work"))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_view_whose_daemon_died_comes_back_with_its_journal(filled: Store) -> None:
+    path = filled.path
+    filled.close()
+
+    def work(view: View) -> None:
+        write_file(view, b"small", b"written before the crash")
+        write_file(view, b"big", noise("big", 200_000))
+        view.mkdir(1, b"directory", 0o755, ROOT)
+
+    abandon(filled, work)
+    lose_index(path)
+    report = reindex(path)
+    assert report.ok, report
+    with Store.open(path) as store:
+        collect(store)
+        view = View.bring_back(store, "work")
+        assert read_file(view, b"small") == b"written before the crash"
+        assert read_file(view, b"big") == noise("big", 200_000)
+        assert stat.S_ISDIR(view.lookup(1, b"directory").mode)
+        view.close()
+        assert check(store).ok
+
+
+def test_a_view_without_its_journal_comes_back_as_of_its_last_fold(filled: Store) -> None:
+    view = View.bring_back(filled, "work", snapshot="first")
+    write_file(view, b"new", noise("new", 30_000))
+    view.close()
+    path = filled.path
+    filled.close()
+    for journal in (path / "views" / "work").glob("journal.*"):
+        journal.write_bytes(noise("garbage", 50))
+    lose_index(path)
+    report = reindex(path)
+    assert [name for name, _ in report.shortened_views] == ["work"]
+    with Store.open(path) as store:
+        view = View.bring_back(store, "work")
+        assert read_file(view, b"new") == noise("new", 30_000)
+        view.close()
+        assert check(store).ok
+
+
+def test_a_view_whose_root_is_lost_is_put_aside_with_its_files(filled: Store) -> None:
+    view = View.bring_back(filled, "work", snapshot="first")
+    write_file(view, b"new", noise("new", 30_000))
+    view.close()
+    for row in rows(filled, RecordKind.VIEW_ROOT):
+        damage(filled, row)
+    path = filled.path
+    filled.close()
+    lose_index(path)
+    report = reindex(path)
+    assert [name for name, _ in report.lost_views] == ["work"]
+    assert list((path / "views" / ".lost-work").glob("journal.*"))
+    with Store.open(path) as store:
+        collect(store)
+        assert list((path / "views" / ".lost-work").glob("journal.*"))
