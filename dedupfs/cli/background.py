@@ -6,6 +6,7 @@ when the child is ready, or raises the child's error. Source: daemon(7), fork(2)
 
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,12 @@ def run_in_background(body: Body) -> int:
         os._exit(_be_the_daemon(body, writer))
     os.close(writer)
     with open(reader, "rb") as pipe:
-        said = pipe.read()
+        try:
+            said = pipe.read()
+        except KeyboardInterrupt:  # the daemon has left our process group: tell it, and wait
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+            raise
     if said == _READY:
         return pid
     _pid, status = os.waitpid(pid, 0)
@@ -52,7 +58,10 @@ def _be_the_daemon(body: Body, writer: int) -> int:
     def ready() -> None:
         nonlocal told
         told = True
-        os.write(writer, _READY)
+        try:
+            os.write(writer, _READY)
+        except BrokenPipeError:  # whoever wanted this mount is gone: end in order
+            os.kill(os.getpid(), signal.SIGTERM)
         os.close(writer)
 
     try:

@@ -41,6 +41,11 @@ class Owner:
         self._disk.pwrite(file, [f"{os.getpid()} {_command_line()}\n".encode()], 0)
         self._file = file
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the lock is held: only then can there be pins of this process."""
+        return self._file is not None
+
     def release(self) -> None:
         """Give the lock back and remove its file."""
         if self._file is not None:

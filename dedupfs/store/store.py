@@ -4,6 +4,7 @@ Knows no names, inodes or snapshots: those are other layers' rows and payloads. 
 docs/format.md; docs/architecture.md, "Store" and "Concurrency".
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -53,6 +54,8 @@ from dedupfs.store.transaction import Transaction
 from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
 
 __all__ = ["ReadTxn", "Store", "Table", "Transaction"]
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -166,13 +169,26 @@ class Store:
         return cls(path, config, Database(layout.index, create=create_index), disk)
 
     def close(self) -> None:
-        """Drop what is not committed, and give locks and files back."""
+        """Drop what is not committed, and give pins, locks and files back."""
         try:
             self.drop_pending()
+            if self._owner.is_claimed:
+                self._release_pins()
             self._owner.release()
         finally:
             self._files.close()
             self.db.close()
+
+    def _release_pins(self) -> None:
+        """Let go of what this process held, so that nobody has to find out that it has ended."""
+        try:
+            with self.reading() as txn:
+                held = next(txn.scan(Table.PINS, prefix=self.owner), None)
+            if held is not None:
+                with self.transaction() as txn_:
+                    txn_.release_pins(self.owner)
+        except StoreError as exc:
+            log.warning("pins not given back yet, gc will do it: %s", exc)
 
     def __enter__(self) -> Self:
         return self
