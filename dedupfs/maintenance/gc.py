@@ -173,7 +173,9 @@ def _nothing_to_outdate(store: Store) -> bool:
 def _release_tombstones(store: Store, tombstones: list[tuple[RecordId, int]]) -> None:
     with store.transaction() as txn:
         for record_id, count in tombstones:
-            for _ in range(count):
+            row = txn.get(Table.PINS, TOMBSTONE_OWNER + record_id)
+            held = decode_count(row) if row is not None else 0  # another gc may have been faster
+            for _ in range(min(count, held)):
                 txn.unpin(TOMBSTONE_OWNER, record_id)
 
 

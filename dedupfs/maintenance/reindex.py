@@ -91,6 +91,7 @@ def reindex(
         new = path / NEW
         _remove_tree(new)
         disk.mkdir(new)
+        disk.fsync_dir(path)
         with Store(path, config, Database(new, create=True), disk) as store:
             report = _Rebuilding(store, progress).run()
         disk.fsync_dir(new)

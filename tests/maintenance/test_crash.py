@@ -1,0 +1,135 @@
+"""gc and reindex may be stopped at any moment, by SIGKILL or by a power cut.
+
+Method: both run on a ``FaultyDisk`` that stops at its n-th changing call, for every n; then what
+was not synced is taken back. Whatever is left, the store must be sound (for reindex: after another
+one), the snapshot that stays must read as before, and the removed one must never come back.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dedupfs.errors import StoreError
+from dedupfs.maintenance.check import check
+from dedupfs.maintenance.gc import collect
+from dedupfs.maintenance.reindex import reindex
+from dedupfs.maintenance.scrub import scrub
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.store import Store, db
+from tests.fakes import Crashed, FaultyDisk
+from tests.maintenance.samples import (
+    SMALL,
+    Content,
+    import_directory,
+    lose_index,
+    make_directory,
+    read_back,
+    rows,
+)
+
+
+@pytest.fixture
+def halved(path: Path, tmp_path: Path) -> tuple[Path, Content]:
+    """A closed store of which one of two snapshots was just removed; what the other one holds."""
+    with Store.create(path, **SMALL) as store:
+        import_directory(store, make_directory(tmp_path / "d0", 0), "goes")
+        import_directory(store, make_directory(tmp_path / "d1", 1), "stays")
+        SnapshotCatalog(store).rename("goes", "gone")
+        SnapshotCatalog(store).remove(["gone"])
+        return path, read_back(store, "stays")
+
+
+def crash(work: Callable[[FaultyDisk], object], crash_at: int, *, power_cut: bool) -> bool:
+    """Do ``work`` until the n-th call; return whether it came to that."""
+    disk = FaultyDisk(crash_at=crash_at)
+    opened: list[db.Database] = []
+    plain_init = db.Database.__init__
+
+    def init(self: db.Database, *args: object, **kwargs: object) -> None:
+        plain_init(self, *args, **kwargs)  # type: ignore[arg-type]
+        opened.append(self)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(db.Database, "__init__", init)
+            work(disk)
+    except Crashed:
+        return True
+    finally:
+        disk.crash()
+        for database in opened:
+            database.close()
+        if power_cut:
+            disk.lose_unsynced()
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
+def test_gc_survives_a_crash_at_every_call(
+    halved: tuple[Path, Content], tmp_path: Path, power_cut: bool
+) -> None:
+    path, expected = halved
+    template = path.rename(tmp_path / "template")
+
+    def work(disk: FaultyDisk) -> None:
+        collect(Store.open(path, disk=disk))
+
+    crash_at = 1
+    while True:
+        shutil.copytree(template, path)
+        crashed = crash(work, crash_at, power_cut=power_cut)
+        with Store.open(path) as store:
+            report = check(store)
+            assert report.ok, (crash_at, report.problems)
+            assert scrub(store, from_disk=False).ok
+        lose_index(path)
+        assert reindex(path).snapshots == ["stays"], crash_at
+        with Store.open(path) as store:
+            collect(store)
+            assert check(store).ok
+            assert read_back(store, "stays") == expected
+            SnapshotCatalog(store).remove(["stays"])
+            collect(store)
+            assert rows(store) == []
+        shutil.rmtree(path)
+        if not crashed:
+            break
+        crash_at += 1
+    assert crash_at > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("had_index", [False, True], ids=["index lost", "index there"])
+def test_reindex_survives_a_crash_at_every_call(
+    halved: tuple[Path, Content], tmp_path: Path, power_cut: bool, had_index: bool
+) -> None:
+    path, expected = halved
+    if not had_index:
+        lose_index(path)
+    template = path.rename(tmp_path / "template")
+    crash_at = 1
+    while True:
+        shutil.copytree(template, path)
+        crashed = crash(lambda disk: reindex(path, disk=disk), crash_at, power_cut=power_cut)
+        if (path / "index").exists():
+            Store.open(path).close()
+        else:
+            with pytest.raises(StoreError, match="reindex"):
+                Store.open(path)
+        report = reindex(path)
+        assert report.ok, (crash_at, report)
+        assert report.snapshots == ["stays"]
+        assert not list(path.glob("index.*"))
+        with Store.open(path) as store:
+            assert read_back(store, "stays") == expected
+        shutil.rmtree(path)
+        if not crashed:
+            break
+        crash_at += 1
+    assert crash_at > 5
