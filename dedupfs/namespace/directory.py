@@ -196,9 +196,20 @@ class CatalogDirectory(Directory):
         if own is not None and not own.is_whiteout:
             return own
         info = self._catalog.find(name.decode("utf-8", "surrogateescape"))
-        if info is None or (own is not None and own.slot == info.sequence):
-            return None
-        return snapshot_entry(info)
+        return None if info is None or self.stands_in(info.sequence) else snapshot_entry(info)
+
+    def owns(self, entry: TreeEntry) -> bool:
+        """Whether ``entry`` is the view's own, and not a snapshot's."""
+        return self.changes.get(entry.name) is entry
+
+    def stands_in(self, sequence: int) -> bool:
+        """Whether an entry of the view, or a whiteout, takes the place of this snapshot.
+
+        Under whatever name: another process may have renamed the snapshot since.
+        """
+        name = self._changed_slots.get(sequence)
+        own = self.changes.get(name) if name is not None else None
+        return own is not None and own.slot == sequence
 
     def by_slot(self, slot: int) -> TreeEntry | None:
         """Return the entry in ``slot``; a snapshot's slot is its sequence number."""
@@ -221,10 +232,7 @@ class CatalogDirectory(Directory):
         }
         for info in self._catalog.list():
             name = info.name.encode()
-            if name in found:
-                continue
-            own = self.changes.get(name)
-            if own is None or own.slot != info.sequence:
+            if name not in found and not self.stands_in(info.sequence):
                 found[name] = snapshot_entry(info)
         return sorted(found.values(), key=lambda entry: entry.name)
 
@@ -250,11 +258,15 @@ class CatalogDirectory(Directory):
         self.changes.pop(name, None)
         if hide:
             self.changes[name] = TreeEntry(name=name, slot=hide, mode=0)
+            self._changed_slots[hide] = name
 
     def sequence_under(self, name: bytes) -> int:
-        """Return the sequence number of the snapshot that has this name now, or 0."""
+        """Return the sequence number of the snapshot that has this name, now or before, or 0."""
         info = self._catalog.find(name.decode("utf-8", "surrogateescape"))
-        return info.sequence if info is not None else 0
+        if info is not None:
+            return info.sequence
+        own = self.changes.get(name)
+        return own.slot if own is not None and own.slot < CATALOG_SLOTS_START else 0
 
     def rebase(self, entry: TreeEntry) -> None:
         """Start anew from ``entry``; the view's own entries stay in memory."""

@@ -74,6 +74,8 @@ class Folder:
     def has_changes(self) -> bool:
         """Whether a fold would change anything."""
         state = self._state
+        if any(inode not in state.files for inode in state.held):
+            return True
         return any(d.dirty and not d.removed for d in state.directories.values()) or any(
             file.unsettled and not file.orphan for file in state.files.values()
         )
@@ -132,8 +134,10 @@ class Folder:
         state = self._state
         changed: dict[int, Directory] = {}
         for directory in state.directories.values():
+            if not directory.dirty or directory.scope.removed or directory.removed:
+                continue
             above: Directory | None = directory
-            while directory.dirty and not directory.removed and above is not None:
+            while above is not None:
                 changed[above.number] = above
                 above = above.parent
         encoded: dict[int, TreeEntry] = {}
@@ -208,7 +212,7 @@ class Folder:
         try:
             for file in carried:
                 file.sync()
-                state.append_file(file.inode, file.restated())
+                state.append_file(file.inode, file.restated(), file.mtime_ns)
             journal.sync()
             with self._store.transaction() as txn:
                 key = self.row.name.encode()
@@ -227,6 +231,7 @@ class Folder:
             journal.remove()
             raise
         self.row = row
+        state.held = {inode for inode, file in state.files.items() if file.orphan}
         old_journal.remove()
 
     def _still_open(self) -> list[RecordId]:
@@ -244,8 +249,8 @@ class Folder:
         for number, entry in encoded.items():
             state.directories[number].rebase(entry)
         for directory in list(state.directories.values()):
-            if directory.removed:
-                directory.dirty = False
+            if directory.removed or directory.scope.removed:  # empty; its tree may be freed now
+                directory.rebase(msgspec.structs.replace(directory.entry, content=b""))
         for file in list(state.files.values()):
             if file.orphan or file in carried:
                 continue
@@ -260,6 +265,7 @@ class Folder:
         if made_packs:
             self._punch()
         state.edit_count = 0
+        state.owned.clear()
 
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""

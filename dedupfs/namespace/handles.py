@@ -104,6 +104,8 @@ class HandleTable:
             return
         if file.orphan or not file.unsettled:
             self._state.discard(file)
+            if file.inode in self._state.held:
+                self.settle_wanted.add(file.inode)  # so that a fold gives its pins up
         elif file.staging is not None:
             self.settle_wanted.add(file.inode)
 

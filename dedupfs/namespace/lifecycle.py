@@ -23,7 +23,7 @@ from dedupfs.namespace.inodes import ROOT_NUMBER
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
 from dedupfs.namespace.journal import Journal, journal_path
 from dedupfs.namespace.replay import Replay
-from dedupfs.namespace.rows import ViewRow, check_name, encode_view_row
+from dedupfs.namespace.rows import ViewRow, check_name, encode_view_row, view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.staging import PREFIX as STAGING_PREFIX
 from dedupfs.namespace.state import ViewState
@@ -173,6 +173,9 @@ def _revive(store: Store, row: ViewRow) -> ViewState:
         directory=directory,
         view_name=row.name,
     )
+    with store.reading() as txn:
+        if any(txn.scan(Table.PINS, view_owner_key(row.view_id))):
+            state.held.add(0)
     state.next_staging = _sweep(store, directory, row.generation)
     valid_bytes = Replay(state, directory).run(data) or next_offset
     path = journal_path(directory, row.generation)

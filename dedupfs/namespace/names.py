@@ -23,7 +23,7 @@ from dedupfs.errors import (
     TooManyLinksError,
 )
 from dedupfs.format.journal import Edit, Orphan, Place, Put, Remove
-from dedupfs.model import LINK_MODE, NAME_BYTES_MAX, TreeEntry
+from dedupfs.model import ID_BYTES, LINK_MODE, NAME_BYTES_MAX, TreeEntry
 from dedupfs.namespace import acl
 from dedupfs.namespace.directory import CatalogDirectory, Directory
 from dedupfs.namespace.inodes import SLOT_MAX, directory_inode, directory_number
@@ -298,6 +298,10 @@ def _move(
         moved = msgspec.structs.replace(entry, name=new_name, slot=slot)
         return [Put(new_parent.number, moved), *_touch_link(state, old_parent, entry, now_ns)]
     current = state.named_entry(inode)
+    if isinstance(old_parent, CatalogDirectory) and not old_parent.owns(entry):
+        state.hold(entry)
+    if current.is_directory and not isinstance(new_parent, CatalogDirectory):
+        current = msgspec.structs.replace(current, content=current.content[:ID_BYTES])
     moved = msgspec.structs.replace(current, name=new_name, slot=slot, ctime_ns=now_ns)
     edits: list[Edit] = []
     if slot != entry.slot or new_parent is not old_parent:

@@ -32,8 +32,8 @@ _WITHOUT_END = 1 << 63
 class FileLog(Protocol):
     """Where an open file writes down what must survive, and gets its staging files."""
 
-    def append_file(self, inode: int, edits: Sequence[Edit]) -> None:
-        """Journal edits about ``inode``; SIGKILL cannot lose them afterwards."""
+    def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
+        """Journal what happened to ``inode`` at ``time_ns``; SIGKILL cannot lose it afterwards."""
 
     def new_staging(self) -> Staging:
         """Make a new staging file."""
@@ -188,14 +188,14 @@ class OpenFile:
         stop = file_offset + len(data)
         if stop > FILE_BYTES_MAX:
             raise TooLargeError(f"a file cannot have {stop} bytes")
-        self._make_writable(max(self.size, stop), keep=self.size)
+        self._make_writable(max(self.size, stop), now_ns, keep=self.size)
         if self.buffer is not None:
-            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)])
+            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)], now_ns)
             if file_offset > len(self.buffer):
                 self.buffer.extend(bytes(file_offset - len(self.buffer)))
             self.buffer[file_offset:stop] = data
         else:
-            self._write_staged(file_offset, data)
+            self._write_staged(file_offset, data, now_ns)
         self.size = max(self.size, stop)
         self.changed(now_ns)
 
@@ -205,7 +205,7 @@ class OpenFile:
         self.ctime_ns = 0
         self.unsettled = True
 
-    def _write_staged(self, file_offset: int, data: bytes) -> None:
+    def _write_staged(self, file_offset: int, data: bytes, now_ns: int) -> None:
         """Write to the staging file, and to the journal unless the staging file alone is enough.
 
         It is for bytes behind the settled ones: they have nothing older under them that a power
@@ -214,13 +214,13 @@ class OpenFile:
         """
         assert self.staging is not None
         if file_offset < self.journaled_stop:
-            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)])
+            self._log.append_file(self.inode, [Write(self.inode, file_offset, data)], now_ns)
             self.note_journaled(file_offset, file_offset + len(data))
         self.staging.write(file_offset, data)
         if self.cutter is not None:
             self.cutter.feed(file_offset, data)
             if self.cutter.wants_adoption():
-                self.adopt()
+                self.adopt(now_ns)
 
     @property
     def journaled_stop(self) -> int:
@@ -232,27 +232,34 @@ class OpenFile:
         self.dirty.add(start, stop)
         self._journaled_stop = max(self._journaled_stop, stop)
 
-    def _make_writable(self, size: int, *, keep: int) -> None:
-        """Become buffered or staged, as a file of ``size`` bytes has to be."""
+    def _make_writable(self, size: int, now_ns: int, *, keep: int) -> None:
+        """Become buffered or staged, as a file of ``size`` bytes has to be.
+
+        While an older staging file waits for a fold (replay settled it), another one must follow:
+        to the next replay, edits without one would speak of the older.
+        """
         if self.buffer is None and self.staging is None:
-            if size <= self._buffer_bytes_max:
+            if size <= self._buffer_bytes_max and not self.detached:
                 self.become_buffered(keep)
             else:
-                self._stage()
+                self._stage(now_ns)
         elif self.buffer is not None and size > self._buffer_bytes_max:
-            self._spill()
+            self._spill(now_ns)
 
     def become_buffered(self, keep: int) -> None:
         """Take the first ``keep`` bytes of a clean file into memory."""
         self.buffer = bytearray(self.read(0, keep))
 
-    def _stage(self) -> None:
+    def _stage(self, now_ns: int) -> None:
         """Become staged; of a buffered file all bytes are staged."""
         staging = self._log.new_staging()
+        edits: list[Edit] = [Stage(self.inode, staging.number)]
+        if self.buffer is not None:  # which replay may not know, if the write was refused
+            edits.insert(0, Truncate(self.inode, len(self.buffer)))
         try:
             if self.buffer:
                 staging.write(0, bytes(self.buffer))
-            self._log.append_file(self.inode, [Stage(self.inode, staging.number)])
+            self._log.append_file(self.inode, edits, now_ns)
         except BaseException:
             staging.remove()
             raise
@@ -271,10 +278,10 @@ class OpenFile:
         if self._new:
             self.cutter = OrderedCutter(self.store)
 
-    def _spill(self) -> None:
+    def _spill(self, now_ns: int) -> None:
         """Turn a buffered file into a staged one."""
         data = bytes(self.buffer or b"")
-        self._stage()
+        self._stage(now_ns)
         if self.cutter is not None:
             self.cutter.feed(0, data)
 
@@ -286,16 +293,16 @@ class OpenFile:
         """
         if size > FILE_BYTES_MAX:
             raise TooLargeError(f"a file cannot have {size} bytes")
-        self._make_writable(size, keep=min(size, self.size))
+        self._make_writable(size, now_ns, keep=min(size, self.size))
         if self.staging is None:
-            self._log.append_file(self.inode, [Truncate(self.inode, size)])
+            self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
         else:
             start, data = self._clipped_bytes(size)
             self.staging.truncate(size)
             if size < self.journaled_stop:
                 self.staging.write(start, data)
                 self.staging.sync()  # or a power cut could bring back the length without the bytes
-                self._log.append_file(self.inode, [Truncate(self.inode, size)])
+                self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
         self.apply_truncate(size)
         self.changed(now_ns)
 
@@ -335,7 +342,7 @@ class OpenFile:
 
     # --- chunks that the store has already -------------------------------------------------------
 
-    def adopt(self) -> None:
+    def adopt(self, now_ns: int) -> None:
         """Let chunks that the store has replace their bytes in the staging file.
 
         Order: the chunks are held back from gc, the journal says so durably, then the blocks go.
@@ -346,7 +353,8 @@ class OpenFile:
         for start, extents in self.cutter.take_found():
             if not self._log.pin_extents(extents):
                 continue
-            self._log.append_file(self.inode, [Adopt(self.inode, start, encode_extents(extents))])
+            edit = Adopt(self.inode, start, encode_extents(extents))
+            self._log.append_file(self.inode, [edit], now_ns)
             self.apply_adopt(start, extents)
             adopted.append((start, start + sum(extent.length for extent in extents)))
         if adopted:
@@ -430,6 +438,8 @@ class OpenFile:
         self.dirty, self.cutter = before.dirty, before.cutter
         if self.staging is not None:
             self.detached.remove(self.staging)
+        if self.cutter is not None:
+            self.cutter.stop_at(0)  # what it found may be what was freed
         self._before = None
 
     def confirm(self) -> list[Staging]:

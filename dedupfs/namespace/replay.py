@@ -140,6 +140,7 @@ class Replay:
         if self._state.store.disk.link_count(path) == 0:
             self._lost[file.inode] = edit.staging
             return
+        self._state.store.disk.chmod(path, 0o600)  # it may have been about to become a pack
         file.attach(Staging(self._state.store.disk, self._directory, edit.staging))
         if file.cutter is not None:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more

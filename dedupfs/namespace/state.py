@@ -10,9 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError
+from dedupfs.errors import (
+    MissingRecordError,
+    NotADirectoryNameError,
+    StaleError,
+    StoreFullError,
+)
 from dedupfs.format.journal import Attributes, Edit, Place, Put, Remove
-from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
+from dedupfs.model import HOLE, ID_BYTES, Attr, Extent, RecordId, TreeEntry
 from dedupfs.namespace.directory import (
     CATALOG_SLOTS_START,
     CatalogDirectory,
@@ -77,6 +82,10 @@ class ViewState:
             self.root = Directory(self.trees, ROOT_NUMBER, root, None, places)
         self.directories: dict[int, Directory] = {ROOT_NUMBER: self.root}
         self.edit_count = 0
+        self.owned: set[int] = set()
+        """Directories that are known not to be a snapshot's any more (see ``materialize``)."""
+        self.held: set[int] = set()
+        """Open files without a name whose chunks the last fold pinned; 0: those of dead handles."""
         self.obsolete: list[Staging] = []
         """Staging files that only the present journal still speaks of: deleted by the next fold,
         since a power cut may take back the journal's last records."""
@@ -136,8 +145,7 @@ class ViewState:
             entry,
             parent,
             self.inodes.places_of(number),
-            is_scope=from_catalog
-            and (entry.slot < CATALOG_SLOTS_START or links_id_of(entry) is not None),
+            is_scope=from_catalog and _is_scope(entry),
         )
         self.directories[number] = made
         return made
@@ -180,7 +188,11 @@ class ViewState:
         if entry.slot <= SLOT_MAX and not entry.is_directory:
             return holder.number << SLOT_BITS | entry.slot
         inode = directory_inode(self.inodes.new_number())
-        self.record(0, [Place(inode, holder.number, entry.slot)])
+        place = Place(inode, holder.number, entry.slot)
+        try:
+            self.record(0, [place])
+        except StoreFullError:  # it can be looked at all the same; the first edit below says it
+            self.apply(place, 0)
         return inode
 
     def entry_of(self, inode: int) -> TreeEntry:
@@ -255,18 +267,62 @@ class ViewState:
             StoreFullError, StoreError: the journal could not be written; nothing changed.
         """
         if self.journal is not None:
-            numbers = [edit.directory for edit in edits if isinstance(edit, Put | Remove | Place)]
-            numbers += [edit.directory for edit in edits if isinstance(edit, Attributes)]
+            for edit in edits:
+                if isinstance(edit, Put | Remove | Attributes):
+                    self.materialize(edit.directory)
+            numbers = [
+                edit.directory
+                for edit in edits
+                if isinstance(edit, Put | Remove | Place | Attributes)
+            ]
             self._append(time_ns, numbers, (), edits)
         for edit in edits:
             self.apply(edit, time_ns)
 
-    def append_file(self, inode: int, edits: Sequence[Edit]) -> None:
+    def materialize(self, number: int) -> None:
+        """Before anything below changes, make the snapshot above directory ``number`` the view's.
+
+        Its trees are held back and the journal says what it was, since another process may rename
+        or remove the snapshot before the next fold.
+
+        Raises:
+            StaleError: it was removed, and another object has its name. StoreFullError, StoreError.
+        """
+        if number in self.owned or not isinstance(self.root, CatalogDirectory):
+            return
+        top = self.directory(directory_inode(number))
+        while top.parent is not None and top.parent is not self.root:
+            top = top.parent
+        if top is not self.root:
+            slot = self.inodes.home_of(top.inode)[1]
+            if slot < CATALOG_SLOTS_START and not self.root.stands_in(slot):
+                self._take_over(top, slot)
+        self.owned.add(number)
+
+    def _take_over(self, top: Directory, slot: int) -> None:
+        entry = self.root.by_slot(slot)  # it may have another name than when it was first seen
+        if entry is None:
+            entry = msgspec.structs.replace(top.entry, slot=slot)
+            if self.root.find(entry.name) is not None:
+                raise StaleError(f"snapshot {entry.name!r} was removed by another process")
+        self.hold(entry)
+        unchanged_ns = self.root.entry.mtime_ns  # nothing came or went
+        self._append(unchanged_ns, (top.number,), (), [Put(ROOT_NUMBER, entry)])
+        self.root.put(entry)
+        top.entry = msgspec.structs.replace(top.entry, name=entry.name)
+
+    def hold(self, entry: TreeEntry) -> None:
+        """Hold the trees of a snapshot back from gc until the next fold refers to them."""
+        wanted = [tree_id_of(entry), links_id_of(entry)]
+        if not self.pin([record_id for record_id in wanted if record_id is not None]):
+            raise StaleError(f"snapshot {entry.name!r} is gone")
+
+    def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
         """Write edits about a file's bytes to the journal; the file applies them itself."""
         file = self.files.get(inode)
         if self.journal is None or (file is not None and file.orphan):
             return  # bytes of a file without a name are not missed after a crash
-        time_ns = file.mtime_ns if file is not None else 0
+        self.materialize(self.inodes.home_of(inode)[0])
         self._append(time_ns, (), (inode,), edits)
 
     def _append(
@@ -359,15 +415,17 @@ class ViewState:
             )
             file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
 
-    @staticmethod
-    def _adopt_directory(holder: Directory, moved: Directory, entry: TreeEntry) -> None:
-        """A directory that is in memory got another name or another parent."""
-        in_root = isinstance(holder, CatalogDirectory)
-        moved.is_scope = moved.is_scope and in_root
-        moved.parent = holder
-        moved.entry = msgspec.structs.replace(
-            entry, content=moved.entry.content, nlink=moved.entry.nlink
+    def _adopt_directory(self, holder: Directory, moved: Directory, entry: TreeEntry) -> None:
+        """A directory that is in memory got another name or another parent.
+
+        It stays a scope exactly when ``child`` would find it one, or its new links make it one.
+        """
+        moved.is_scope = isinstance(holder, CatalogDirectory) and (
+            _is_scope(entry) or (moved.is_scope and self.has_links(moved))
         )
+        moved.parent = holder
+        content = moved.entry.content if moved.is_scope else moved.entry.content[:ID_BYTES]
+        moved.entry = msgspec.structs.replace(entry, content=content, nlink=moved.entry.nlink)
 
     def has_links(self, directory: Directory) -> bool:
         """Whether hard-linked names may exist below (those of the last fold still count)."""
@@ -434,3 +492,8 @@ class ViewState:
         except MissingRecordError:
             return False
         return True
+
+
+def _is_scope(entry: TreeEntry) -> bool:
+    """Whether a directory in a catalogue's root keeps the hard links below it to itself."""
+    return entry.slot < CATALOG_SLOTS_START or links_id_of(entry) is not None

@@ -21,6 +21,7 @@ from dedupfs.namespace.rows import (
     view_owner_key,
 )
 from dedupfs.store.disk import Disk, File
+from dedupfs.store.owner import same_file
 from dedupfs.store.store import Store, Table
 
 VIEWS_DIRECTORY = "views"
@@ -65,6 +66,8 @@ def lock_view(disk: Disk, store_path: Path, name: str, mountpoint: str) -> ViewL
     deadline_s = time.monotonic() + PROBE_S_MAX
     while not (locked := disk.lock(file)) and time.monotonic() < deadline_s:
         time.sleep(PROBE_S_MAX / 20)  # ``view_owner`` of another process holds it for a moment
+    if locked and not same_file(file, directory / LOCK_NAME):
+        return lock_view(disk, store_path, name, mountpoint)  # the view was just being deleted
     if not locked:
         owner = _read_owner(disk, file)
         where = f", mounted on {owner.mountpoint}" if owner and owner.mountpoint else ""
