@@ -34,6 +34,7 @@ from dedupfs.namespace.views import (
 )
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import pack_files
+from dedupfs.store.owner import exclusive
 from dedupfs.store.space import Freed, punch, release_dead_owners
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ Progress = Callable[[int, int], None]
 
 PUNCH_LIMIT = 500
 
+_PUNCH_LOCK = "punch"
+"""The lock of ``store.space.punch``: of all that remove packs, one at a time."""
 _IMPORT_NAME = re.compile(r"import-.*\.new")
 
 
@@ -81,8 +84,9 @@ def collect(store: Store, *, progress: Progress | None = None) -> GcReport:
     with store.reading() as txn:
         free_before, packs_before = _free_bytes(txn), txn.count(Table.PACKS)
         tombstones = _tombstones(txn)
-    report.dead_owners = release_dead_owners(store)
-    report.leftovers = _remove_leftovers(store)
+    with exclusive(store.layout, store.disk, _PUNCH_LOCK):
+        report.dead_owners = release_dead_owners(store)
+        report.leftovers = _remove_leftovers(store)
     _Sweep(store, report, progress).run()
     if tombstones and _nothing_to_outdate(store):
         _release_tombstones(store, tombstones)
