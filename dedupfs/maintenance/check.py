@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dedupfs.errors import CorruptError, StoreBusyError
+from dedupfs.errors import CorruptError, StoreBusyError, StoreError
+from dedupfs.format.journal import decode_header
 from dedupfs.format.keys import (
     META_COUNTER,
     META_PUNCH,
@@ -32,8 +33,10 @@ from dedupfs.maintenance.problems import REINDEX, RESTORE, Problem
 from dedupfs.maintenance.tree_audit import TreeAudit
 from dedupfs.maintenance.uses import UseFinder
 from dedupfs.model import ID_BYTES, RecordId, RecordKind, Tree, TreeEntry
-from dedupfs.namespace.rows import decode_snapshot_row, decode_view_row
+from dedupfs.namespace.journal import journal_path
+from dedupfs.namespace.rows import ViewRow, decode_snapshot_row, decode_view_row, view_owner_key
 from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
+from dedupfs.namespace.views import view_directory
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.openpack import PACK_COUNTER
 
@@ -43,6 +46,8 @@ Progress = Callable[[int, int], None]
 """Called with records done and records in all."""
 
 _TRIES = 5
+_JOURNAL_HEAD_BYTES = 1 << 16
+_VIEW_PREFIX = view_owner_key(0)[:1]
 
 
 @dataclass(slots=True)
@@ -136,15 +141,10 @@ class _Check:
     # --- facts --------------------------------------------------------------------------------
 
     def _take_roots(self, packs: dict[int, PackRow]) -> None:
+        owners: set[bytes] = set()
         for row in packs.values():
             if row.chunk_table is not None:
                 self._counter.add(row.chunk_table, RecordKind.CHUNK_TABLE)
-        for key, value in self._txn.scan(Table.PINS):
-            try:
-                _owner, record_id = split_pin_key(key)
-                self._counter.add_pins(record_id, decode_count(value))
-            except CorruptError as exc:
-                self._problems.add("row", f"pin {key.hex()}", str(exc))
         for key, value in self._txn.scan(Table.SNAPSHOTS):
             self._report.snapshots += 1
             try:
@@ -154,9 +154,43 @@ class _Check:
         for key, value in self._txn.scan(Table.VIEWS):
             self._report.views += 1
             try:
-                self._counter.add(decode_view_row(value).root_id, RecordKind.VIEW_ROOT)
+                view = decode_view_row(value)
             except CorruptError as exc:
                 self._problems.add("row", f"view {key.decode(errors='replace')}", str(exc))
+                continue
+            self._counter.add(view.root_id, RecordKind.VIEW_ROOT)
+            self._check_journal(key, value, view)
+            owners.add(view_owner_key(view.view_id))
+        self._take_pins(owners)
+
+    def _take_pins(self, view_owners: set[bytes]) -> None:
+        for key, value in self._txn.scan(Table.PINS):
+            try:
+                owner, record_id = split_pin_key(key)
+                self._counter.add_pins(record_id, decode_count(value))
+            except CorruptError as exc:
+                self._problems.add("row", f"pin {key.hex()}", str(exc))
+                continue
+            if owner.startswith(_VIEW_PREFIX) and owner not in view_owners:
+                what = "a view that is no more holds it, so gc never frees it"
+                self._problems.add("pin", f"record {record_id.hex()}", what)
+
+    def _check_journal(self, key: bytes, value: bytes, view: ViewRow) -> None:
+        """A view needs the journal that starts from its root."""
+        path = journal_path(view_directory(self._store.path, view.name), view.generation)
+        try:
+            with path.open("rb") as journal:
+                header, _ = decode_header(journal.read(_JOURNAL_HEAD_BYTES))
+            wanted = (view.view_id, view.generation, view.root_id)
+            if (header.view_id, header.generation, header.root_id) == wanted:
+                return
+            what = f"{path} belongs to generation {header.generation} of view {header.view_id}"
+        except (StoreError, OSError) as exc:
+            what = f"{path} cannot be read: {exc}"
+        with self._store.reading() as now:
+            if now.get(Table.VIEWS, key) != value:
+                return  # it was folded or removed meanwhile
+        self._problems.add("journal", f"view {view.name}", what, f"{REINDEX}, up to its last fold")
 
     def _take_snapshot(self, key: bytes, value: bytes) -> None:
         info, record_id = decode_snapshot_row(value)

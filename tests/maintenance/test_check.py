@@ -38,7 +38,9 @@ from dedupfs.model import (
     PackKind,
     RecordKind,
 )
+from dedupfs.namespace.rows import view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.view import View
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.space import free_dead
 from tests.maintenance.samples import (
@@ -221,6 +223,36 @@ def test_a_snapshot_row_that_differs_from_its_record_is_named(filled: Store) -> 
     assert problems_of(filled, "snapshot")
 
 
+@pytest.mark.parametrize("content", [None, b"", b"nonsense" * 100])
+def test_a_view_without_its_journal_is_named(filled: Store, content: bytes | None) -> None:
+    View.bring_back(filled, "work", snapshot="first").close()
+    assert check(filled).ok
+    (journal,) = (filled.path / "views" / "work").glob("journal.*")
+    if content is None:
+        journal.unlink()
+    else:
+        journal.write_bytes(content)
+    (problem,) = problems_of(filled, "journal")
+    assert "work" in problem.where
+    assert str(journal) in problem.what
+
+
+def test_a_journal_of_another_view_is_named(filled: Store) -> None:
+    for name in ("one", "two"):
+        View.bring_back(filled, name).close()
+    (one,) = (filled.path / "views" / "one").glob("journal.*")
+    (two,) = (filled.path / "views" / "two").glob("journal.*")
+    one.write_bytes(two.read_bytes())
+    assert "view one" in problems_of(filled, "journal")[0].where
+
+
+def test_pins_of_a_view_that_is_no_more_are_named(filled: Store) -> None:
+    record_id = filled.put(RecordKind.CHUNK, noise("pinned", 500))
+    with filled.transaction() as txn:
+        txn.pin(view_owner_key(77), record_id)
+    assert problems_of(filled, "pin")[0].where == f"record {record_id.hex()}"
+
+
 # --- packs ----------------------------------------------------------------------------------------
 
 
@@ -281,7 +313,7 @@ def test_a_damaged_trailer_of_a_sealed_pack_is_named(store: Store) -> None:
     for number in range(300):
         record_id = store.put(RecordKind.CHUNK, noise(number, 900))
         with store.transaction() as txn:
-            txn.pin(b"v0001", record_id)
+            txn.pin(store.owner, record_id)
     sealed = next(
         path for path in store.layout.packs.glob("*/*.pack") if not path.stat().st_mode & 0o200
     )
