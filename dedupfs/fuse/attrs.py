@@ -53,7 +53,9 @@ def absent_entry(timeout_s: float) -> pyfuse3.EntryAttributes:
     return entry
 
 
-def to_change(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> AttrChange:
+def to_change(
+    attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext
+) -> AttrChange:
     """Translate what a setattr request asks for; ``now`` has become a number in pyfuse3."""
     return AttrChange(
         mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -63,6 +65,7 @@ def to_change(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> A
         atime_ns=attr.st_atime_ns if fields.update_atime else None,
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        privileged=ctx.uid == 0,  # CAP_FSETID is not in the request; the superuser has it
     )
 
 

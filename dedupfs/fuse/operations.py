@@ -87,6 +87,7 @@ class Operations(pyfuse3.Operations):
         self._view = view
         self._on_init = on_init
         self._volatile_handles: set[int] = set()
+        self._in_threads = 0
         if log.isEnabledFor(logging.DEBUG):
             for name in _HANDLERS:
                 setattr(self, name, traced(getattr(self, name)))
@@ -94,6 +95,17 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         """Tell the owner that the kernel's INIT is being answered."""
         self._on_init()
+
+    def is_idle(self) -> bool:
+        """Whether no request waits for a thread."""
+        return self._in_threads == 0
+
+    async def _in_thread(self, run: Callable[[], R]) -> R:
+        self._in_threads += 1
+        try:
+            return await trio.to_thread.run_sync(run)
+        finally:
+            self._in_threads -= 1
 
     def _timeout_s(self, directory: int) -> float:
         return VOLATILE_S if self._view.is_volatile(directory) else FOREVER_S
@@ -179,7 +191,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changed = self._view.setattr(inode, to_change(attr, fields))
+        changed = self._view.setattr(inode, to_change(attr, fields, ctx))
         return to_entry(changed, self._timeout_s(inode))
 
     @reply
@@ -216,14 +228,15 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=self._view.open(inode, flags), keep_cache=True)
+        handle = self._view.open(inode, flags, privileged=ctx.uid == 0)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @reply
     async def read(self, fh: int, off: int, size: int) -> bytes:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
         data = plan.run_cached()
         if data is None:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
-            data = await trio.to_thread.run_sync(plan.run)
+            data = await self._in_thread(plan.run)
         return data
 
     @reply
@@ -239,7 +252,7 @@ class Operations(pyfuse3.Operations):
     @reply
     async def fsync(self, fh: int, datasync: bool) -> None:
         plan = self._view.plan_fsync(self._view.inode_of(fh))
-        await trio.to_thread.run_sync(plan.run)
+        await self._in_thread(plan.run)
 
     @reply
     async def release(self, fh: int) -> None:
@@ -264,7 +277,7 @@ class Operations(pyfuse3.Operations):
     @reply
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         plan = self._view.plan_fsync(None)  # names are in the view's journal, which is one file
-        await trio.to_thread.run_sync(plan.run)
+        await self._in_thread(plan.run)
 
     @reply
     async def releasedir(self, fh: int) -> None:

@@ -163,7 +163,13 @@ class LiveMount:
     def _mount(self) -> Session:
         operations = Operations(self._view, on_init=self._answering.set)
         flags = MountFlags(self._options.read_only, self._options.allow_other)
-        session = Session.mount(operations, self._mountpoint, self._store_path, flags)
+        session = Session.mount(
+            operations,
+            self._mountpoint,
+            self._store_path,
+            flags,
+            is_idle=operations.is_idle,
+        )
         log.info("mounted store=%s mountpoint=%s", self._store_path, self._mountpoint)
         return session
 

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import pyfuse3
 
 from dedupfs.errors import MountError
 from dedupfs.fuse import mountpoints
+from dedupfs.fuse.handshake import Handshake
 from dedupfs.fuse.mountpoints import MountBusyError
+from dedupfs.fuse.waiting import Waiter, can_replace
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +80,28 @@ class Session:
 
     def __init__(self, mountpoint: Path) -> None:
         self.mountpoint = mountpoint
+        self._handshake: Handshake | None = None
+        self._waiter: Waiter | None = None
+
+    @property
+    def agreed_flags(self) -> int:
+        """The flags of ``handshake.WANTED`` that the kernel and we agreed on; 0 without one."""
+        return self._handshake.flags if self._handshake is not None else 0
 
     @classmethod
     def mount(
-        cls, operations: pyfuse3.Operations, mountpoint: Path, source: Path, flags: MountFlags
+        cls,
+        operations: pyfuse3.Operations,
+        mountpoint: Path,
+        source: Path,
+        flags: MountFlags,
+        *,
+        is_idle: Callable[[], bool] | None = None,
     ) -> "Session":
         """Mount on a prepared mount point; ``source`` is what the mount table shows as device.
+
+        With ``is_idle`` (whether no request waits for a thread) the session makes its own handshake
+        and spins before it parks, where this pyfuse3 lets it; without, it is plain pyfuse3.
 
         Raises:
             MountError: in words that say what to do.
@@ -91,12 +110,21 @@ class Session:
         mount = _mount_as_root if as_root else _mount_as_user
         device = mount(mountpoint, os.fsencode(source), flags)
         session = cls(mountpoint)
+        session_fd = device
+        if is_idle is not None and can_replace():
+            session._handshake = Handshake(device)
+            session_fd = session._handshake.session_fd
         try:
-            pyfuse3.init(operations, f"/dev/fd/{device}", set())
+            pyfuse3.init(operations, f"/dev/fd/{session_fd}", set())
         except RuntimeError as exc:
-            os.close(device)
+            if session._handshake is not None:
+                session._handshake.close()
+            os.close(session_fd)
             mountpoints.unmount(mountpoint, lazy=True)
             raise MountError(f"libfuse refused the session: {exc}") from exc
+        if session._handshake is not None and is_idle is not None:
+            session._waiter = Waiter(session_fd, is_idle)
+            session._waiter.install(before=session._handshake.finish)
         return session
 
     async def serve(self) -> None:
@@ -124,6 +152,8 @@ class Session:
 
     def close(self) -> None:
         """Close the device, without unmounting."""
+        if self._waiter is not None:
+            self._waiter.remove()
         pyfuse3.close(unmount=False)
 
     def raise_read_ahead(self) -> None:

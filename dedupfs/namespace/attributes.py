@@ -41,6 +41,8 @@ class AttrChange:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    privileged: bool = False
+    """The caller may change a file and keep its suid and sgid bits (CAP_FSETID)."""
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -78,6 +80,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
     """
     if change.size is not None:
         _set_size(state, inode, change.size, now_ns)
+        drop_privileges(state, inode, keep_bits=change.privileged, now_ns=now_ns)
     entry = state.entry_of(inode)
     fields: dict[str, object] = {}
     xattrs = entry.xattrs
@@ -91,6 +94,8 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         fields["uid"] = entry.uid if change.uid is None else change.uid
         fields["gid"] = entry.gid if change.gid is None else change.gid
         xattrs = with_xattr(xattrs, CAPABILITY, None)
+        if not entry.is_directory and change.mode is None:
+            fields["mode"] = without_privileges(entry.mode)
     if change.mtime_ns is not None:
         fields["mtime_ns"] = change.mtime_ns
     if change.atime_ns is not None:
@@ -101,6 +106,25 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         fields["xattrs"] = xattrs
         fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
         put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
+
+
+def without_privileges(mode: int) -> int:
+    """Return the mode without suid, and without sgid where that is not mandatory locking."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
+def drop_privileges(state: ViewState, inode: int, *, keep_bits: bool, now_ns: int) -> None:
+    """A file's bytes change: take what let its old bytes do more than others (chmod(2), xattr(7)).
+
+    The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2), so that it need not ask before a write.
+    """
+    entry = state.entry_of(inode)
+    mode = entry.mode if keep_bits else without_privileges(entry.mode)
+    xattrs = with_xattr(entry.xattrs, CAPABILITY, None)
+    if mode != entry.mode or xattrs is not entry.xattrs:
+        changed = msgspec.structs.replace(entry, mode=mode, xattrs=xattrs, ctime_ns=now_ns)
+        put_attributes(state, inode, changed, now_ns)
 
 
 def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:

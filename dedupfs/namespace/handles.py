@@ -5,18 +5,23 @@ names but those in listings.
 """
 
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.errors import InvalidError, IsADirectoryNameError, ReadOnlyError
 from dedupfs.model import Attr
+from dedupfs.namespace.attributes import drop_privileges
 from dedupfs.namespace.directory import Directory
 from dedupfs.namespace.openfile import OpenFile, ReadPlan
 from dedupfs.namespace.state import ViewState
 
 COOKIE_BASE = 2
 """A cookie is a slot plus this: 0 means the start, and NFS treats 1 and 2 specially."""
+
+
+_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,12 @@ class HandleTable:
         self._next = 1
         self._files: dict[int, OpenFile] = {}
         self._listings: dict[int, _Listing] = {}
+        self._privileged: set[int] = set()
         self.settle_wanted: set[int] = set()
         """Inodes whose last handle is gone and whose bytes wait in staging files."""
 
-    def open(self, inode: int, flags: int, now_ns: int) -> int:
-        """Open a regular file and return its handle.
+    def open(self, inode: int, flags: int, now_ns: int, *, privileged: bool) -> int:
+        """Open a regular file and return its handle; see AttrChange for ``privileged``.
 
         Raises:
             ReadOnlyError: for writing, on a read-only mount. IsADirectoryNameError, InvalidError:
@@ -70,13 +76,17 @@ class HandleTable:
         if not entry.is_file:
             raise InvalidError("only regular files are opened here")
         file = self._state.open_file(inode)
-        if flags & os.O_TRUNC and file.size:
-            file.truncate(0, now_ns)
-        return self.open_object(file)
+        if flags & os.O_TRUNC:
+            drop_privileges(self._state, inode, keep_bits=privileged, now_ns=now_ns)
+            if file.size:
+                file.truncate(0, now_ns)
+        return self.open_object(file, privileged=privileged)
 
-    def open_object(self, file: OpenFile) -> int:
+    def open_object(self, file: OpenFile, *, privileged: bool) -> int:
         """Return a new handle of ``file``."""
         handle = self._next
+        if privileged:
+            self._privileged.add(handle)
         self._next += 1
         file.open_count += 1
         self._files[handle] = file
@@ -93,12 +103,17 @@ class HandleTable:
 
     def write(self, handle: int, file_offset: int, data: bytes, now_ns: int) -> int:
         """Write all of ``data``."""
-        self._files[handle].write(file_offset, data, now_ns)
+        file = self._files[handle]
+        if file.entry.mode & _PRIVILEGE_BITS or file.entry.xattrs:
+            keep_bits = handle in self._privileged
+            drop_privileges(self._state, file.inode, keep_bits=keep_bits, now_ns=now_ns)
+        file.write(file_offset, data, now_ns)
         return len(data)
 
     def release(self, handle: int) -> None:
         """Close a handle; the last one of a file without changes or without a name drops it."""
         file = self._files.pop(handle)
+        self._privileged.discard(handle)
         file.open_count -= 1
         if file.open_count:
             return

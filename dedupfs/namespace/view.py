@@ -136,7 +136,8 @@ class View:
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attr]:
         """Make a regular file and open it; return its handle and attributes."""
         attr = self.mknod(parent, name, mode & 0o7777 | 0o100000, 0, caller)
-        return self._handles.open_object(self._state.open_file(attr.inode)), attr
+        file = self._state.open_file(attr.inode)
+        return self._handles.open_object(file, privileged=caller.uid == 0), attr
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
         """Make a file of any type but directory and symlink."""
@@ -248,10 +249,14 @@ class View:
 
     # --- files -----------------------------------------------------------------------------------
 
-    def open(self, inode: int, flags: int) -> int:
-        """Open a regular file; return its handle."""
+    def open(self, inode: int, flags: int, *, privileged: bool = False) -> int:
+        """Open a regular file; return its handle.
+
+        ``privileged``: writes keep suid and sgid bits, as the caller may (CAP_FSETID).
+        """
         writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        return self._handles.open(inode, flags, self._now() if writing else 0)
+        now_ns = self._now() if writing else 0
+        return self._handles.open(inode, flags, now_ns, privileged=privileged)
 
     def inode_of(self, handle: int) -> int:
         """Return the inode behind a file's handle."""

@@ -221,7 +221,7 @@ class FakeView:
         del self._directory(old_parent)[old_name]
         self._directory(new_parent)[new_name] = moved
 
-    def open(self, inode: int, flags: int) -> int:
+    def open(self, inode: int, flags: int, *, privileged: bool = False) -> int:
         self._call("open")
         node = self._node(inode)
         if flags & os.O_TRUNC:

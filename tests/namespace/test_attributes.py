@@ -1,5 +1,6 @@
 """Mode bits, ACLs, times and extended attributes as POSIX and acl(5) have them."""
 
+import os
 import stat
 from collections.abc import Iterator
 
@@ -104,3 +105,36 @@ def test_our_own_attributes_tell_and_cannot_be_set(store: Store, view: View) -> 
     assert view.listxattr(attr.inode) == []
     with pytest.raises(NotPermittedError):
         view.setxattr(attr.inode, b"user.dedupfs.chunks", b"0")
+
+
+def test_changing_a_file_takes_its_privileges_unless_root_does_it(view: View) -> None:
+    handle, attr = view.create(1, b"f", 0o755, CALLER)
+    inode = attr.inode
+
+    def arm() -> None:
+        view.setattr(inode, AttrChange(mode=0o6755))
+        view.setxattr(inode, b"security.capability", b"cap")
+
+    arm()
+    view.write(handle, 0, b"x")
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o755
+    assert view.listxattr(inode) == []
+    arm()
+    view.setattr(inode, AttrChange(size=0))
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o755
+    arm()
+    view.setattr(inode, AttrChange(uid=3))
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o755
+    assert view.listxattr(inode) == []
+    arm()
+    root = view.open(inode, os.O_RDWR, privileged=True)
+    view.write(root, 0, b"x")
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o6755
+    assert view.listxattr(inode) == []
+    view.setattr(inode, AttrChange(size=0, privileged=True))
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o6755
+    view.setattr(inode, AttrChange(mode=0o2644))
+    view.write(handle, 0, b"y")
+    assert stat.S_IMODE(view.getattr(inode).mode) == 0o2644, "sgid without x is a lock, not a right"
+    view.release(root)
+    view.release(handle)
