@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError
+from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError, StoreFullError
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -45,6 +45,9 @@ def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
             raise pyfuse3.FUSEError(exc.errno) from exc
         except pyfuse3.FUSEError:
             raise
+        except StoreFullError as exc:  # the caller is told, and every caller after it
+            log.info("disk full op=%s: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(exc.errno) from exc
         except DedupfsError as exc:
             log.error("request failed op=%s errno=%d: %s", handler.__name__, exc.errno, exc)
             raise pyfuse3.FUSEError(exc.errno) from exc

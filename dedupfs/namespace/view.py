@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from dedupfs.errors import InvalidError, ReadOnlyError
+from dedupfs.errors import InvalidError, ReadOnlyError, StoreFullError
 from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
 from dedupfs.namespace import attributes, names
 from dedupfs.namespace.attributes import AttrChange
@@ -272,8 +272,21 @@ class View:
         Raises:
             StoreFullError: the disk is full; nothing was written.
         """
-        self._room.require(len(data))
+        self._require_room(len(data))
         return self._handles.write(handle, file_offset, data, self._now())
+
+    def _require_room(self, length: int) -> None:
+        """Take room for new bytes; on a full disk, first give back what was deleted just now."""
+        try:
+            self._room.require(length)
+        except StoreFullError:
+            if self._folder is None or self._first_change_s is None:
+                raise
+            if not self._folder.drop_obsolete():
+                self.fold()
+                while self.give_back():
+                    continue
+            self._room.require(length)
 
     def flush(self, handle: int) -> None:
         """A descriptor is being closed: everything was written down when it was written."""
