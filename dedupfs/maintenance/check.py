@@ -3,7 +3,7 @@
 Counts every reference anew from the payloads of all records and from the roots; reads each
 metadata record once, in the order of the packs, and of chunks only their headers (their bytes are
 scrub's). Everything is compared as of one moment of the index, so daemons may go on: what they add
-is not in it, and when gc takes away something that is, the check starts again.
+is not in it, and what they free stays readable, since nobody punches until the check is done.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from dedupfs.format.tree import (
     decode_view_root,
 )
 from dedupfs.maintenance.census import take_census
+from dedupfs.maintenance.garbage import PUNCH_LOCK
 from dedupfs.maintenance.pack_check import Changed, PackCheck, Pass
 from dedupfs.maintenance.problems import REINDEX, RESTORE, Problem
 from dedupfs.maintenance.tree_audit import TreeAudit
@@ -39,6 +40,7 @@ from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
 from dedupfs.namespace.views import view_directory
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.openpack import PACK_COUNTER
+from dedupfs.store.owner import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +78,18 @@ def check(store: Store, *, progress: Progress | None = None) -> CheckReport:
     """Compare the whole store with itself. See the module's text.
 
     Raises:
-        StoreBusyError: gc freed records again and again while they were being read.
+        StoreBusyError: records went again and again while they were being read, although only a
+            process that ignores the lock can do that.
     """
     for _ in range(_TRIES):
         try:
-            with store.reading() as txn:
+            with exclusive(store.layout, store.disk, PUNCH_LOCK), store.reading() as txn:
                 report = _Check(store, txn, progress).run()
         except Changed:
             continue
         log.info("check done records=%d problems=%d", report.records, len(report.problems))
         return report
-    raise StoreBusyError(f"gc keeps freeing records of {store.path}; check again when it is done")
+    raise StoreBusyError(f"records of {store.path} go while they are read; check again later")
 
 
 class _Check:

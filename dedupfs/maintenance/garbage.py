@@ -25,6 +25,9 @@ from dedupfs.store.space import Freed, free_dead
 FREE_LIMIT = 2000
 """Records freed in one transaction: other writers wait for some 20 ms."""
 
+PUNCH_LOCK = "punch"
+"""The lock of ``store.space.punch``: while it is held, no byte of a committed record goes."""
+
 _LEAVES = (RecordKind.CHUNK, RecordKind.CHUNK_TABLE)
 
 

@@ -21,7 +21,7 @@ from dedupfs.format.keys import (
     encode_pack_key,
     split_pin_key,
 )
-from dedupfs.maintenance.garbage import free_garbage
+from dedupfs.maintenance.garbage import PUNCH_LOCK, free_garbage
 from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import PackKind, RecordId, RecordKind
 from dedupfs.namespace.rows import TOMBSTONE_OWNER, check_name
@@ -44,8 +44,6 @@ Progress = Callable[[int, int], None]
 
 PUNCH_LIMIT = 500
 
-_PUNCH_LOCK = "punch"
-"""The lock of ``store.space.punch``: of all that remove packs, one at a time."""
 _IMPORT_NAME = re.compile(r"import-.*\.new")
 
 
@@ -84,7 +82,7 @@ def collect(store: Store, *, progress: Progress | None = None) -> GcReport:
     with store.reading() as txn:
         free_before, packs_before = _free_bytes(txn), txn.count(Table.PACKS)
         tombstones = _tombstones(txn)
-    with exclusive(store.layout, store.disk, _PUNCH_LOCK):
+    with exclusive(store.layout, store.disk, PUNCH_LOCK):
         report.dead_owners = release_dead_owners(store)
         report.leftovers = _remove_leftovers(store)
     _Sweep(store, report, progress).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from dedupfs.namespace.rows import view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import View
 from dedupfs.store import ReadTxn, Store, Table
-from dedupfs.store.space import free_dead
+from dedupfs.store.space import free_dead, punch
 from tests.maintenance.samples import (
     Row,
     any_row,
@@ -348,7 +349,31 @@ def interfere(
     return done
 
 
-def test_gc_in_the_middle_of_a_check_is_no_problem(
+def ignore_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_module, "exclusive", lambda *_lock: nullcontext())
+
+
+def test_what_is_freed_in_the_middle_of_a_check_can_still_be_read(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_directory(filled, make_directory(tmp_path / "other", seed=1), "second")
+
+    def remove() -> None:
+        SnapshotCatalog(filled).remove(["first"])
+        while free_dead(filled, 50).more:
+            pass
+        assert punch(filled, 50, wait=False) == 0
+
+    done = interfere(monkeypatch, remove, 1)
+    report = check(filled)
+    assert done
+    assert report.ok, report.problems
+    assert report.snapshots == 2
+    assert punch(filled, 50, wait=False)
+    assert check(filled).ok
+
+
+def test_a_gc_that_ignores_the_lock_makes_the_check_start_again(
     filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_directory(filled, make_directory(tmp_path / "other", seed=1), "second")
@@ -357,6 +382,7 @@ def test_gc_in_the_middle_of_a_check_is_no_problem(
         SnapshotCatalog(filled).remove(["first"])
         collect(filled)
 
+    ignore_the_lock(monkeypatch)
     done = interfere(monkeypatch, remove, 1)
     report = check(filled)
     assert done
@@ -374,7 +400,7 @@ def test_an_import_in_the_middle_of_a_check_is_not_in_it(
     assert report.snapshots == 1
 
 
-def test_a_check_that_gc_never_lets_finish_says_so(
+def test_a_check_that_is_never_let_finish_says_so(
     filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = iter(range(100))
@@ -387,6 +413,7 @@ def test_a_check_that_gc_never_lets_finish_says_so(
         import_directory(filled, top, f"s{number}")
         collect(filled)
 
+    ignore_the_lock(monkeypatch)
     interfere(monkeypatch, replace, 100)
     with pytest.raises(StoreBusyError, match="check again"):
         check(filled)
