@@ -164,7 +164,8 @@ def commit(
     else:
         done = _commit_view(where, view or DEFAULT_VIEW, request)
     size = output.size(done.logical_bytes)
-    click.echo(f"{done.name}: {done.entries:,} entries, {size}")
+    count = "1 entry" if done.entries == 1 else f"{done.entries:,} entries"
+    click.echo(f"{done.name}: {count}, {size}")
 
 
 def _parse_tags(tags: tuple[str, ...]) -> dict[str, str]:
@@ -196,7 +197,13 @@ def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Comm
     from dedupfs.namespace.views import find_view
     from dedupfs.store.store import Store
 
-    with Store.open(store_path) as store:
+    try:
+        opened_store = Store.open(store_path)
+    except UsageError as exc:
+        raise UsageError(
+            f"{store_path} is neither in a mount of dedupfs nor a store: {exc}"
+        ) from exc
+    with opened_store as store:
         if find_view(store, view) is None:
             raise UsageError(f"no view {view} in {store_path}")
         opened = View.bring_back(store, view)

@@ -21,6 +21,7 @@ from dedupfs.cli.arguments import (
 from dedupfs.cli.browsing import tags_text
 
 if TYPE_CHECKING:
+    from dedupfs.model import SnapshotInfo
     from dedupfs.store import Store
 
 NAMES = snapshot_argument("names", "NAME...", nargs=-1, required=True)
@@ -47,13 +48,22 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
     with open_store(store) as opened:
         wanted = tuple(dict.fromkeys(names))
         freed: int | None
+        held: list[str] = []
         if dry_run:
             freed = _would_free(opened, wanted)
         else:
-            SnapshotCatalog(opened).remove(wanted)
+            infos = SnapshotCatalog(opened).remove(wanted)
             freed = None if no_gc else _collect(opened)
+            held = [] if no_gc else _still_held(opened, infos)
     if as_json:
-        output.print_json({"removed": list(wanted), "dry_run": dry_run, "freed_bytes": freed})
+        output.print_json(
+            {
+                "removed": list(wanted),
+                "dry_run": dry_run,
+                "freed_bytes": freed,
+                "still_held": held,
+            }
+        )
         return
     for name in wanted:
         click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
@@ -61,6 +71,16 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
         click.echo(f"the space is freed by: dedupfs gc {store}")
     else:
         click.echo(f"{'would free' if dry_run else 'freed'} {output.size(freed)}")
+    for name in held:
+        click.echo(f"{name} is still held by a view, a mount or a clone; its space comes with them")
+
+
+def _still_held(store: "Store", infos: Sequence["SnapshotInfo"]) -> list[str]:
+    """Return those of the removed snapshots whose whole tree something else refers to."""
+    from dedupfs.namespace.trees import tree_id_of
+
+    trees = [(info.name, tree_id_of(info.root)) for info in infos]
+    return [name for name, tree_id in trees if tree_id is not None and store.has(tree_id)]
 
 
 def _would_free(store: "Store", names: Sequence[str]) -> int:
@@ -77,7 +97,9 @@ def _would_free(store: "Store", names: Sequence[str]) -> int:
 
 def _collect(store: "Store") -> int:
     from dedupfs.maintenance.gc import collect
+    from dedupfs.namespace import live
 
+    live.fold_all(store.path)
     with output.meter("freeing", is_bytes=False) as bar:
         return collect(store, progress=bar.update).stored_bytes
 

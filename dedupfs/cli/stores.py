@@ -184,12 +184,14 @@ def gc(store: Path, dry_run: bool, as_json: bool) -> None:
     """
     from dedupfs.maintenance.gc import GcReport, collect
     from dedupfs.maintenance.usage import store_usage
+    from dedupfs.namespace import live
 
     with open_store(store) as opened:
         if dry_run:
             usage = store_usage(opened)
             report = GcReport(records=usage.garbage_records, stored_bytes=usage.garbage_bytes)
         else:
+            live.fold_all(opened.path)  # what was deleted in a mount is let go of by its fold
             with output.meter("freeing", is_bytes=False) as bar:
                 report = collect(opened, progress=bar.update)
     if as_json:

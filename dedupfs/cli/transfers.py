@@ -123,12 +123,13 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
             }
         )
         return
-    speed = report.bytes_read / report.seconds if report.seconds else 0.0
+    speed = ""
+    if report.bytes_read and report.seconds:
+        speed = f" ({output.size(int(report.bytes_read / report.seconds))}/s)"
     click.echo(
         f"{name}: {output.count_text(report.files, 'file')}, "
         f"{output.size(report.logical_bytes)}; {report.files_unchanged:,} unchanged, "
-        f"{output.size(report.bytes_read)} read in {report.seconds:.1f} s "
-        f"({output.size(int(speed))}/s)"
+        f"{output.size(report.bytes_read)} read in {report.seconds:.1f} s{speed}"
     )
 
 

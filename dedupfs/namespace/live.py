@@ -209,6 +209,17 @@ def daemon_at(store_path: Path, mountpoint: Path) -> Daemon | None:
     )
 
 
+def fold_all(store_path: Path) -> None:
+    """Have the live views of a store let go of what was deleted in them; a dead one is passed over.
+
+    Raises:
+        StoreBusyError: one does not answer. DedupfsError: one could not.
+    """
+    for daemon in daemons(store_path):
+        if not daemon.running.read_only:
+            ask(daemon.socket_path, Fold())
+
+
 class ProcessEnd:
     """Waits for a process that need not be our child; made while it surely still runs."""
 
