@@ -294,7 +294,7 @@ class NamesMachine(RuleBasedStateMachine):
                 assert attr.size == len(child.content)
                 assert attr.nlink == links[id(child)]
                 opened = self.view.open(attr.inode, os.O_RDONLY)
-                assert self.view.plan_read(opened, 0, 5000).run() == child.content
+                assert self.view.plan_read(opened, 0, 20_000).run() == child.content
                 self.view.release(opened)
         assert self.view.getattr(inode).nlink == 2 + subdirectories
 
