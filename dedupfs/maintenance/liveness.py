@@ -32,17 +32,17 @@ def require_unused(layout: Layout, disk: Disk, index: Path) -> None:
         raise StoreBusyError(_busy(layout, f"process {pid}" if pid > 0 else "this process"))
     for name in disk.listdir(layout.run):
         if layout.owner_of_lock(name) is not None:
-            _require_unlocked(layout, disk, layout.run / name)
+            _require_unlocked(layout, disk, layout.run / name, "process")
     views = layout.root / VIEWS_DIRECTORY
     for name in disk.listdir(views):
-        _require_unlocked(layout, disk, views / name / LOCK_NAME)
+        _require_unlocked(layout, disk, views / name / LOCK_NAME, f"view {name}")
 
 
 def _busy(layout: Layout, who: str) -> str:
     return f"{layout.root} is in use by {who}: unmount its views and end its commands first"
 
 
-def _require_unlocked(layout: Layout, disk: Disk, path: Path) -> None:
+def _require_unlocked(layout: Layout, disk: Disk, path: Path, who: str) -> None:
     try:
         file = disk.open(path)
     except (FileNotFoundError, StoreError):
@@ -50,7 +50,7 @@ def _require_unlocked(layout: Layout, disk: Disk, path: Path) -> None:
     try:
         if not disk.lock(file):
             text = disk.pread(file, 200, 0).decode(errors="replace").strip()
-            raise StoreBusyError(_busy(layout, f"{path.parent.name} ({text})"))
+            raise StoreBusyError(_busy(layout, f"{who} {text}"))
     finally:
         file.close()
 

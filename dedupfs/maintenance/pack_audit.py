@@ -4,6 +4,7 @@ Ranges are half open and include the record header (record packs have one in fro
 verbatim packs have none).
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,17 @@ def span_of(record_id: RecordId, location: Location, kind: PackKind) -> Span:
     return Span(
         location.pack_offset - head, location.pack_offset + location.stored_bytes, record_id
     )
+
+
+def overlapping(free: Sequence[FreeSpan], spans: Sequence[Span]) -> list[FreeSpan]:
+    """Return the free ranges that share bytes with a record; both are in order of offset."""
+    found = []
+    stops = [span.stop for span in spans]
+    for range_ in free:
+        first = bisect_right(stops, range_.start)
+        if first < len(spans) and spans[first].start < range_.stop:
+            found.append(range_)
+    return found
 
 
 def audit_pack(

@@ -16,20 +16,30 @@ from pathlib import Path
 
 from dedupfs.errors import StoreBusyError, StoreError
 from dedupfs.format.keys import (
+    META_COUNTER,
     META_OPEN,
+    META_PUNCH,
+    decode_count,
     decode_pack_row,
+    encode_count,
     encode_pack_key,
+    pack_free_key,
 )
+from dedupfs.format.pack import decode_chunk_table
+from dedupfs.maintenance.census import take_census
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.garbage import erase_broken, free_garbage
 from dedupfs.maintenance.liveness import require_unused
+from dedupfs.maintenance.pack_audit import overlapping
 from dedupfs.maintenance.problems import Problem
 from dedupfs.maintenance.roots import RootFinder, Roots
 from dedupfs.maintenance.salvage import salvage_chunks
-from dedupfs.model import Location, PackKind, RecordId
+from dedupfs.model import Location, PackKind, RecordId, RecordKind
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
+from dedupfs.store.inventory import payload_of
 from dedupfs.store.layout import Layout, read_config
+from dedupfs.store.openpack import PACK_COUNTER
 from dedupfs.store.rebuild import Rebuilt, rebuild
 
 log = logging.getLogger(__name__)
@@ -39,6 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 NEW = "index.new"
 OLD = "index.old"
+_PACK_NUMBER_MAX = 1 << 31
 LOST_SUFFIX = ".lost"
 """Put behind the name of a pack in which nothing can be read; no pack has such a name."""
 
@@ -152,11 +163,14 @@ class _Rebuilding:
         self._progress = progress
         self._roots = RootFinder(store)
         self._seen: set[int] = set()
+        self._pack_number = 0
 
     def run(self) -> ReindexReport:
         rebuilt = rebuild(self._store, self._note)
+        self._raise_pack_counter()
         self._close_damaged_packs(rebuilt)
-        helped = salvage_chunks(self._store, rebuilt.orphans, rebuilt.missing)
+        helped = salvage_chunks(self._store, rebuilt.missing)
+        self._drop_false_free_ranges()
         rebuilt.orphans = [pack for pack in rebuilt.orphans if pack not in helped]
         roots = self._roots.restore()
         self._free_garbage()
@@ -166,11 +180,29 @@ class _Rebuilding:
 
     def _note(self, record_id: RecordId, location: Location) -> None:
         self._roots.note(record_id, location)
+        if location.kind is RecordKind.CHUNK_TABLE:
+            self._note_pack_number(record_id, location)
         if self._progress is not None and location.pack not in self._seen:
             self._seen.add(location.pack)
             with self._store.reading() as txn:
                 packs = txn.count(Table.PACKS)
             self._progress("scan", len(self._seen), max(packs, len(self._seen)))
+
+    def _note_pack_number(self, record_id: RecordId, location: Location) -> None:
+        """A number must not be given again while a record that speaks of its pack can be found."""
+        try:
+            table = decode_chunk_table(payload_of(self._store, record_id, location))
+        except StoreError:
+            return
+        if table.pack < _PACK_NUMBER_MAX:
+            self._pack_number = max(self._pack_number, table.pack)
+
+    def _raise_pack_counter(self) -> None:
+        key = META_COUNTER + PACK_COUNTER.encode()
+        with self._store.transaction() as txn:
+            row = txn.get(Table.META, key)
+            number = decode_count(row) if row is not None else 0
+            txn.put(Table.META, key, encode_count(max(number, self._pack_number)))
 
     def _tell_check(self, done: int, total: int) -> None:
         if self._progress is not None:
@@ -194,6 +226,24 @@ class _Rebuilding:
             for pack in damaged:
                 txn.delete(Table.META, META_OPEN + encode_pack_key(pack))
 
+    def _drop_false_free_ranges(self) -> None:
+        """Let no free range cover a live record: punching it would be the end of the record.
+
+        Two records that claim the same bytes, an old chunk table for a pack number that was given
+        again for instance, can make one.
+        """
+        with self._store.reading() as txn:
+            census = take_census(txn)
+            false = [
+                pack_free_key(pack, free.start)
+                for pack, ranges in census.free.items()
+                for free in overlapping(ranges, [m.span for m in census.members(txn, pack)])
+            ]
+        with self._store.transaction() as changes:
+            for key in false:
+                changes.delete(Table.FREE, key)
+                changes.delete(Table.META, META_PUNCH + key)
+
     def _set_aside(self, rebuilt: Rebuilt) -> None:
         """Keep packs in which nothing could be read from being removed by gc as empty ones.
 
@@ -204,9 +254,12 @@ class _Rebuilding:
             packs += [(pack, PackKind.VERBATIM) for pack in rebuilt.orphans]
         for pack, kind in packs:
             path = self._store.layout.pack(pack, kind)
+            aside = path.with_name(path.name + LOST_SUFFIX)
+            while self._store.disk.link_count(aside):  # of an earlier pack of that number
+                aside = aside.with_name(aside.name + LOST_SUFFIX)
             self._store.reader.forget_pack(pack)
-            self._store.disk.rename(path, path.with_name(path.name + LOST_SUFFIX))
-            log.warning("pack put aside path=%s", path.with_name(path.name + LOST_SUFFIX))
+            self._store.disk.rename(path, aside)
+            log.warning("pack put aside path=%s", aside)
 
     def _without_records(self, rebuilt: Rebuilt) -> list[int]:
         """Return damaged packs without a record, whose rows are removed."""

@@ -90,6 +90,7 @@ class RootFinder:
         self._store = store
         self._snapshots: list[_Found] = []
         self._views: list[_Found] = []
+        self._view_ids: set[int] = set()
         self._roots = Roots()
 
     def note(self, record_id: RecordId, location: Location) -> None:
@@ -184,8 +185,8 @@ class RootFinder:
             if not name.startswith(EPHEMERAL_PREFIX):
                 self._restore_view(name, roots)
         with self._store.transaction() as txn:
-            number = max((root.view_id for root in roots.values()), default=0)
-            self._set_counter(txn, VIEW_COUNTER, number)
+            seen = self._view_ids | {root.view_id for root in roots.values()}
+            self._set_counter(txn, VIEW_COUNTER, max(seen, default=0))
 
     def _restore_view(self, name: str, roots: dict[RecordId, ViewRoot]) -> None:
         directory = view_directory(self._store.path, name)
@@ -196,6 +197,7 @@ class RootFinder:
             except (DedupfsError, OSError) as exc:
                 why = f"{path}: {exc}"
                 continue
+            self._view_ids.add(header.view_id)
             root = roots.get(header.root_id)
             if root is None or root.name != name or header.name != name:
                 why = f"{path}: its root {header.root_id.hex()} is lost"

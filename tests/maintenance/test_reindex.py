@@ -21,7 +21,7 @@ from dedupfs.maintenance import reindex as reindex_module
 from dedupfs.maintenance.check import CheckReport, check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import ReindexReport, reindex
-from dedupfs.model import RecordKind
+from dedupfs.model import Extent, RecordKind
 from dedupfs.namespace.rows import decode_snapshot_row
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.views import lock_view
@@ -166,6 +166,29 @@ def test_a_crash_between_freeing_and_punching_leaves_nothing_behind(
         assert not rows(store)
         import_directory(store, source, "first")
     sound(path)
+
+
+def test_a_number_that_an_old_chunk_table_speaks_of_is_not_given_again(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack with the highest number is gone, but the record of its chunk table is not erased."""
+    numbers = []
+    for number in range(2):
+        source = filled.path.parent / f"file{number}"
+        source.write_bytes(noise(number, 3000))
+        identity, _ = filled.probe_chunk(noise(number, 3000))
+        numbers.append(filled.put_verbatim(source, [(0, Extent(identity, 3000))]))
+        with filled.transaction():
+            pass
+    monkeypatch.setattr(gc_module, "punch", lambda _store, _limit: 0)
+    collect(filled)
+    pack_path(filled, numbers[1]).unlink()
+    path = filled.path
+    filled.close()
+    lose_index(path)
+    reindex(path)
+    with Store.open(path) as store, store.transaction() as txn:
+        assert txn.next_number("pack") > numbers[1]
 
 
 def test_a_snapshot_of_a_taken_name_gets_another(filled: Store) -> None:

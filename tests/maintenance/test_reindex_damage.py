@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import StoreError
-from dedupfs.format.pack import HEADER_BYTES
+from dedupfs.format.pack import HEADER_BYTES, TableChunk, encode_chunk_table
+from dedupfs.format.tree import encode_snapshot
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
-from dedupfs.model import RecordKind
+from dedupfs.model import Codec, RecordId, RecordKind, SnapshotInfo, TreeEntry
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store, Table
 from tests.maintenance.samples import (
@@ -181,3 +182,74 @@ def test_strange_files_among_the_packs_do_no_harm(
     assert contents(history) == before
     with Store.open(history) as store:
         assert check(store).ok
+
+
+def append_record(store: Store, kind: RecordKind, payload: bytes) -> Path:
+    """Append a record with sound checksums, whatever its payload: as a hostile program would."""
+    writer = store._packs.writer(None)
+    identity = store.digest(kind, payload)
+    writer.append(kind, Codec.RAW, 0, payload, len(payload), identity)
+    writer.sync()
+    return writer.path
+
+
+HOSTILE = {
+    "no tree": (RecordKind.TREE, b"\xc1\xff"),
+    "endless nesting": (RecordKind.TREE, b"\x91" * 100_000),
+    "no page": (RecordKind.TREE_PAGE, b""),
+    "half an extent": (RecordKind.RECIPE_PAGE, b"x" * 27),
+    "half a recipe": (RecordKind.RECIPE, b"x" * 30),
+    "a page of holes": (RecordKind.RECIPE_PAGE, bytes(16) + b"\xff\xff\xff\xff"),
+    "no snapshot": (RecordKind.SNAPSHOT, b"\x00"),
+    "no view": (RecordKind.VIEW_ROOT, b"\x00"),
+    "no chunk table": (RecordKind.CHUNK_TABLE, b"abc"),
+    "table of a pack that is not there": (RecordKind.CHUNK_TABLE, encode_chunk_table(999, 0, [])),
+    "table of a record pack": (RecordKind.CHUNK_TABLE, encode_chunk_table(2, 0, [])),
+    "second table of a pack": (
+        RecordKind.CHUNK_TABLE,
+        encode_chunk_table(1, 1 << 40, [TableChunk(1 << 39, 100, 0, RecordId(b"x" * 16))]),
+    ),
+    "free inside": (RecordKind.FREE, b""),
+    "a pack table inside": (RecordKind.PACK_TABLE, b"x" * 36),
+    "a snapshot with a strange name": (
+        RecordKind.SNAPSHOT,
+        encode_snapshot(SnapshotInfo(50, "../../etc", TreeEntry(b"", 0, 0o040755), 1)),
+    ),
+    "a snapshot that is a file": (
+        RecordKind.SNAPSHOT,
+        encode_snapshot(SnapshotInfo(51, "file", TreeEntry(b"", 0, 0o100644), 1)),
+    ),
+    "a snapshot with endless sequence": (
+        RecordKind.SNAPSHOT,
+        encode_snapshot(SnapshotInfo((1 << 64) - 1, "late", TreeEntry(b"", 0, 0o040755), 1)),
+    ),
+    "a snapshot with a negative sequence": (
+        RecordKind.SNAPSHOT,
+        encode_snapshot(SnapshotInfo(-5, "early", TreeEntry(b"", 0, 0o040755), 1)),
+    ),
+    "a snapshot of a tree that is not there": (
+        RecordKind.SNAPSHOT,
+        encode_snapshot(
+            SnapshotInfo(52, "dangling", TreeEntry(b"", 0, 0o040755, content=b"y" * 16), 1)
+        ),
+    ),
+}
+
+
+@pytest.mark.allow_log(".*")
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_hostile_records_never_end_it(filled: Store, kind: str) -> None:
+    expected = read_back(filled, "first")
+    pack = append_record(filled, *HOSTILE[kind])
+    data = pack.read_bytes()
+    path = filled.path
+    filled.close()
+    pack.write_bytes(data)  # as after a crash: what was appended stays
+    lose_index(path)
+    reindex(path)
+    with Store.open(path) as store:
+        assert read_back(store, "first") == expected
+        check(store)
+        scrub(store)
+        collect(store)
+        assert read_back(store, "first") == expected
