@@ -130,6 +130,7 @@ _edits_decoder = msgspec.msgpack.Decoder(Edits)
 
 
 def _frame(body: bytes) -> bytes:
+    assert len(body) <= BODY_BYTES_MAX, "a record that replay would take for damage"
     return _FRAME.pack(len(body), xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF) + body
 
 

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError, StoreFullError
+from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError, StoreError, StoreFullError
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -238,9 +238,16 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
         data = plan.run_cached()
-        if data is None:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
-            data = await self._in_thread(plan.run)
-        return data
+        if data is not None:
+            return data
+        try:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
+            return await self._in_thread(plan.run)
+        except StoreError:
+            again = self._view.plan_read(fh, off, size)
+            if again == plan:
+                raise
+            # The bytes were replaced and their chunks freed while the disk was waited for.
+            return await self._in_thread(again.run)
 
     @reply
     async def write(self, fh: int, off: int, buf: bytes) -> int:

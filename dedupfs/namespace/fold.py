@@ -6,6 +6,7 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 
 import logging
 import os
+from collections.abc import Callable
 
 import msgspec
 
@@ -212,7 +213,8 @@ class Folder:
         try:
             for file in carried:
                 file.sync()
-                state.append_file(file.inode, file.restated(), file.mtime_ns)
+                for edit in file.restated():  # each a record of its own: no record is too long
+                    state.append_file(file.inode, [edit], file.mtime_ns)
             journal.sync()
             with self._store.transaction() as txn:
                 key = self.row.name.encode()
@@ -232,7 +234,14 @@ class Folder:
             raise
         self.row = row
         state.held = {inode for inode, file in state.files.items() if file.orphan}
-        old_journal.remove()
+        self._clean_up(old_journal.remove)
+
+    def _clean_up(self, step: Callable[[], None]) -> None:
+        """Do what a crash would leave to the next mount: the fold is committed in any case."""
+        try:
+            step()
+        except StoreError as exc:
+            log.warning("left for the next mount view=%s: %s", self.row.name, exc)
 
     def _still_open(self) -> list[RecordId]:
         """Return what open files need beyond the new root: without a name, or adopted chunks."""
@@ -260,19 +269,16 @@ class Folder:
                 del state.files[file.inode]
         made_packs = bool(state.obsolete)
         for staging in state.obsolete:
-            staging.remove()
+            self._clean_up(staging.remove)
         state.obsolete.clear()
         if made_packs:
-            self._punch()
+            self._clean_up(self._punch)
         state.edit_count = 0
         state.owned.clear()
 
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""
-        try:
-            punch(self._store, PUNCH_RANGES_MAX, wait=False)
-        except StoreError as exc:
-            log.warning("space not given back yet, gc will do it view=%s: %s", self.row.name, exc)
+        punch(self._store, PUNCH_RANGES_MAX, wait=False)
 
     # --- committing ------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ journal) or *staged* (changed ranges in a staging file). Knows no names; what mu
 goes to the ``FileLog`` before a call returns. Source: docs/architecture.md, "Writing".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,8 @@ BUFFER_CHUNKS = 2
 and in the journal, without a staging file."""
 FILE_BYTES_MAX = (1 << 63) - 1
 _WITHOUT_END = 1 << 63
+_ADOPT_EXTENTS_MAX = 1 << 18
+"""Extents in one edit, so that no journal record comes near its limit (format/journal.py)."""
 
 
 class FileLog(Protocol):
@@ -393,12 +395,18 @@ class OpenFile:
         position = 0
         for start, stop in [*self.dirty.within(0, self.recipe.size), (self.recipe.size, 0)]:
             if self._new and position < start:
-                run = [Extent(p.chunk_id, p.length) for p in self.recipe.cut(position, start)]
-                edits.append(Adopt(self.inode, position, encode_extents(run)))
+                edits += self._adopts(position, start)
             if start < stop and not self._new:
                 edits.append(Dirty(self.inode, start, stop))
             position = stop
         return edits
+
+    def _adopts(self, start: int, stop: int) -> Iterator[Edit]:
+        pieces = self.recipe.cut(start, stop)
+        for first in range(0, len(pieces), _ADOPT_EXTENTS_MAX):
+            run = pieces[first : first + _ADOPT_EXTENTS_MAX]
+            extents = [Extent(piece.chunk_id, piece.length) for piece in run]
+            yield Adopt(self.inode, run[0].file_offset, encode_extents(extents))
 
     # --- settling --------------------------------------------------------------------------------
 

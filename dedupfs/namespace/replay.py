@@ -32,6 +32,8 @@ from dedupfs.namespace.state import ViewState
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 3
+
 
 @dataclass(slots=True)
 class _Staged:
@@ -155,9 +157,13 @@ class Replay:
             file.staging.write(start, data)
 
     def _settle(self, file: OpenFile) -> None:
-        settle(file)
-        if not self._state.pin(entry_references(file.entry)):
-            raise MissingRecordError(f"inode {file.inode} cannot be settled: run 'dedupfs check'")
+        for _ in range(ATTEMPTS):
+            settle(file)
+            if self._state.pin(entry_references(file.entry)):
+                return
+            file.revert()  # a chunk that was found was freed before it was held back
+            self._state.store.drop_pending()
+        raise MissingRecordError(f"inode {file.inode} cannot be settled: run 'dedupfs check'")
 
     def _drop_nameless(self) -> None:
         """Forget files that have no name: their mount is gone, so nobody can have them open."""

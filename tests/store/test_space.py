@@ -212,7 +212,7 @@ def test_pins_of_a_dead_process_are_released(store: Store) -> None:
     assert release_dead_owners(store) == 1
 
 
-def test_a_process_that_pins_has_a_lock_while_it_lives(path: Path) -> None:
+def test_a_process_that_pins_has_a_lock_and_lets_go_of_both(path: Path) -> None:
     with Store.create(path) as store:
         chunk = store.put(CHUNK, noise(1))
         assert not list(store.layout.run.glob("*.lock"))
@@ -222,7 +222,9 @@ def test_a_process_that_pins_has_a_lock_while_it_lives(path: Path) -> None:
         assert lock.read_text().split()[0] == str(os.getpid())
     assert not lock.exists()
     with Store.open(path) as store:
-        assert release_dead_owners(store) == 1
+        with store.reading() as txn:
+            assert list(txn.scan(Table.PINS)) == []
+        assert release_dead_owners(store) == 0
 
 
 def test_a_half_made_verbatim_pack_is_removed(path: Path, tmp_path: Path) -> None:
