@@ -277,3 +277,8 @@ class CatalogDirectory(Directory):
 def snapshot_entry(info: SnapshotInfo) -> TreeEntry:
     """Return the entry of a snapshot in a catalogue's root."""
     return msgspec.structs.replace(info.root, name=info.name.encode(), slot=info.sequence)
+
+
+def keeps_links(entry: TreeEntry) -> bool:
+    """Whether a directory in a catalogue's root keeps the hard links below it to itself."""
+    return entry.slot < CATALOG_SLOTS_START or links_id_of(entry) is not None

@@ -24,6 +24,7 @@ from dedupfs.format.journal import (
     Write,
 )
 from dedupfs.format.tree import decode_extents, entry_references
+from dedupfs.namespace.applying import apply
 from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.settle import settle
@@ -80,7 +81,7 @@ class Replay:
 
     def _apply(self, edit: Edit, time_ns: int) -> None:
         if isinstance(edit, Place | Put | Remove | Attributes):
-            self._state.apply(edit, time_ns)
+            apply(self._state, edit, time_ns)
         elif isinstance(edit, Orphan):
             file = self._state.files.get(edit.inode)
             if file is not None:

@@ -17,11 +17,13 @@ from dedupfs.errors import (
     StoreFullError,
 )
 from dedupfs.format.journal import Attributes, Edit, Place, Put, Remove
-from dedupfs.model import HOLE, ID_BYTES, Attr, Extent, RecordId, TreeEntry
+from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
+from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
     CATALOG_SLOTS_START,
     CatalogDirectory,
     Directory,
+    keeps_links,
 )
 from dedupfs.namespace.inodes import (
     LINKS_SLOT,
@@ -145,7 +147,7 @@ class ViewState:
             entry,
             parent,
             self.inodes.places_of(number),
-            is_scope=from_catalog and _is_scope(entry),
+            is_scope=from_catalog and keeps_links(entry),
         )
         self.directories[number] = made
         return made
@@ -192,7 +194,7 @@ class ViewState:
         try:
             self.record(0, [place])
         except StoreFullError:  # it can be looked at all the same; the first edit below says it
-            self.apply(place, 0)
+            apply(self, place, 0)
         return inode
 
     def entry_of(self, inode: int) -> TreeEntry:
@@ -277,7 +279,7 @@ class ViewState:
             ]
             self._append(time_ns, numbers, (), edits)
         for edit in edits:
-            self.apply(edit, time_ns)
+            apply(self, edit, time_ns)
 
     def materialize(self, number: int) -> None:
         """Before anything below changes, make the snapshot above directory ``number`` the view's.
@@ -355,78 +357,6 @@ class ViewState:
             fresh.append(Place(inode, number, slot))
             given.add(inode)
 
-    def apply(self, edit: Edit, time_ns: int) -> None:
-        """Apply one edit of names, attributes or numbers to what is in memory."""
-        if isinstance(edit, Put):
-            self._apply_put(self.directory(directory_inode(edit.directory)), edit.entry, time_ns)
-        elif isinstance(edit, Remove):
-            directory = self.directory(directory_inode(edit.directory))
-            old = directory.find(edit.name)
-            directory.remove(edit.name, edit.hide)
-            if not directory.is_links:
-                directory.touch(time_ns)
-                if old is not None and old.is_directory:
-                    directory.add_subdirectories(-1)
-        elif isinstance(edit, Place):
-            self._apply_place(edit)
-        elif isinstance(edit, Attributes):
-            self.directory(directory_inode(edit.directory)).set_attributes(edit.entry)
-
-    def _apply_place(self, edit: Place) -> None:
-        try:
-            old_number, old_slot = self.inodes.home_of(edit.inode)
-        except StaleError:
-            pass
-        else:
-            old = self.directories.get(old_number)
-            if old is not None and old.places.get(old_slot) == edit.inode:
-                del old.places[old_slot]
-        self.inodes.place(edit.inode, edit.directory, edit.slot)
-        holder = self.directories.get(edit.directory)
-        if holder is not None:
-            holder.places[edit.slot] = edit.inode
-
-    def _apply_put(self, holder: Directory, entry: TreeEntry, time_ns: int) -> None:
-        old = holder.find(entry.name)
-        holder.put(entry)
-        if not holder.is_links:
-            if old is None or old.slot != entry.slot:
-                holder.touch(time_ns)
-            were = old is not None and old.is_directory
-            if entry.is_directory != were:
-                holder.add_subdirectories(1 if entry.is_directory else -1)
-        inode = holder.places.get(entry.slot)
-        if entry.is_directory:
-            moved = self.directories.get(directory_number(inode)) if inode is not None else None
-            if moved is not None and moved is not holder:
-                self._adopt_directory(holder, moved, entry)
-            return
-        if entry.is_link:
-            return
-        file = self.files.get(
-            inode if inode is not None else holder.number << SLOT_BITS | entry.slot
-        )
-        if file is not None:
-            file.entry = msgspec.structs.replace(
-                entry,
-                content=file.entry.content,
-                size=file.entry.size,
-                hole_bytes=file.entry.hole_bytes,
-            )
-            file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
-
-    def _adopt_directory(self, holder: Directory, moved: Directory, entry: TreeEntry) -> None:
-        """A directory that is in memory got another name or another parent.
-
-        It stays a scope exactly when ``child`` would find it one, or its new links make it one.
-        """
-        moved.is_scope = isinstance(holder, CatalogDirectory) and (
-            _is_scope(entry) or (moved.is_scope and self.has_links(moved))
-        )
-        moved.parent = holder
-        content = moved.entry.content if moved.is_scope else moved.entry.content[:ID_BYTES]
-        moved.entry = msgspec.structs.replace(entry, content=content, nlink=moved.entry.nlink)
-
     def has_links(self, directory: Directory) -> bool:
         """Whether hard-linked names may exist below (those of the last fold still count)."""
         if directory.entry.has_links:
@@ -492,8 +422,3 @@ class ViewState:
         except MissingRecordError:
             return False
         return True
-
-
-def _is_scope(entry: TreeEntry) -> bool:
-    """Whether a directory in a catalogue's root keeps the hard links below it to itself."""
-    return entry.slot < CATALOG_SLOTS_START or links_id_of(entry) is not None
