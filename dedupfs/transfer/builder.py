@@ -73,6 +73,11 @@ class LinkTable:
         self._counts[link_id] += 1
         return TreeEntry(name, 0, LINK_MODE, content=link_id)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all inodes, each once."""
+        return sum(entry.size for entry in self._entries.values())
+
     def put(self, store: Store) -> RecordId | None:
         """Put the links tree; None when nothing is hard-linked."""
         entries = [
@@ -132,6 +137,8 @@ class TreeBuilder:
             xattrs=directory.xattrs,
             links_id=links_id,
         )
+        if not self._stack:  # hard-linked inodes count once, at the root of their scope
+            entry = msgspec.structs.replace(entry, size=entry.size + self.links.size)
         row = b""
         if tree_id is not None:
             row = encode_row(tree_id, status.st_dev, directory.stamps, links_id)
