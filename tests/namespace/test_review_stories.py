@@ -5,6 +5,7 @@ Method: as in test_catalog_view.py; a process "dies" by giving up its lock and i
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -170,15 +171,22 @@ def test_links_in_a_renamed_snapshot_directory_do_not_become_those_of_the_root(
     store.close()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
-def test_a_user_gets_back_a_file_that_was_about_to_become_a_pack(tmp_path: Path) -> None:
+@pytest.fixture
+def users_directory() -> Iterator[Path]:
+    """A directory of an ordinary user; those of pytest are closed to others, and stay so."""
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+        os.chown(name, 65_534, 65_534)
+        yield Path(name)
+
+
+@pytest.mark.root
+def test_a_user_gets_back_a_file_that_was_about_to_become_a_pack(
+    users_directory: Path,
+) -> None:
     """Method: as an ordinary user, die when the staging file is linked but nothing is committed."""
-    os.chmod(tmp_path, 0o777)
-    for above in tmp_path.parents[:2]:
-        os.chmod(above, 0o755)
     os.seteuid(65_534)
     try:
-        store = make_small_store(tmp_path / "other")
+        store = make_small_store(users_directory / "other")
         view = View.bring_back(store)
         big = noise(2, 30_000)
         write_file(view, 1, b"big", big)
