@@ -6,6 +6,7 @@ Method: as in test_catalog_view.py; a process "dies" by giving up its lock and i
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
