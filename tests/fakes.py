@@ -110,7 +110,10 @@ class FaultyDisk:
         size = os.fstat(file.fd).st_size
         old = os.pread(file.fd, length, offset)
         # Reaches the file whatever its name is by then; unlike a dup it does not keep its lock.
+        mode = os.fstat(file.fd).st_mode & 0o7777
+        os.fchmod(file.fd, 0o600)  # a sealed pack is read-only to its owner too, but for root
         again = File(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC), file.path)
+        os.fchmod(file.fd, mode)
 
         def undo() -> None:
             os.pwrite(again.fd, old, offset)
