@@ -1,7 +1,7 @@
 """Waiting for the kernel's next request: look again for a moment before going to sleep.
 
 Most of a FUSE request is two processors waking up; a daemon that looks again for 100 us spares its
-own share (3 to 4 times faster on metadata, measured in bench/). Bounded, only after a request, and
+own share. Bounded, only after a request, and
 never while a thread's result is awaited; every two milliseconds other tasks have their turn. Knows
 no requests. pyfuse3 awaits ``pyfuse3._wait_fuse_readable`` before each request: a private name, so
 it is replaced only when it is there.
