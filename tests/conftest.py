@@ -1,6 +1,8 @@
 """What every test gets without asking.
 
-- Tests marked `fuse` or `root` are skipped, with the reason, where the machine cannot run them.
+- Tests marked `fuse` or `root` are skipped, with the reason, where the machine cannot run them; so
+  are those marked `program` where one of the programs that they name is not installed.
+- Tests marked `long` run with `--long` only; the fixture `scale` tells the others how much to do.
 - A test fails when the logger `dedupfs` said WARNING or worse and the test did not declare it with
   the marker `allow_log` or the fixture of that name.
 - The run fails when a FUSE mount below pytest's temporary directory outlives it.
@@ -71,6 +73,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         reason = why_not()
         if reason is not None and item.get_closest_marker(marker) is not None:
             pytest.skip(f"{marker}: {reason}")
+    for mark in item.iter_markers("program"):
+        missing = [program for program in mark.args if shutil.which(program) is None]
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+# --- the long run ---------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run what takes hours, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    kept = [item for item in items if item.get_closest_marker("long") is None]
+    left_out = [item for item in items if item.get_closest_marker("long") is not None]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+Scale = Callable[[int, int], int]
+
+
+@pytest.fixture(scope="session")
+def scale(request: pytest.FixtureRequest) -> Scale:
+    """Return a function that picks how often: its first argument, or its second in a long run."""
+    long = bool(request.config.getoption("--long"))
+    return lambda short_count, long_count: long_count if long else short_count
 
 
 # --- undeclared log records -----------------------------------------------------------------------
