@@ -65,6 +65,12 @@ class StoreFullError(StoreError):
     exit_code = 5
 
 
+class FileLimitError(StoreError):
+    """The store's file system has no files that long, or the process may not write them."""
+
+    errno = errno.EFBIG
+
+
 class StoreBusyError(StoreError):
     """Somebody else holds the store or the view; the message names who."""
 

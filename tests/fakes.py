@@ -190,6 +190,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.is_solid(file, start, stop)
 
+    def next_data(self, file: File, start: int) -> int | None:
+        self._alive()
+        return self.inner.next_data(file, start)
+
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         self._alive()
         return not self.full and self.inner.reserve(path, spare_bytes)

@@ -14,7 +14,14 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from dedupfs.errors import DedupfsError, NamespaceError, NotFoundError, StoreError, StoreFullError
+from dedupfs.errors import (
+    DedupfsError,
+    FileLimitError,
+    NamespaceError,
+    NotFoundError,
+    StoreError,
+    StoreFullError,
+)
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -45,8 +52,8 @@ def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
             raise pyfuse3.FUSEError(exc.errno) from exc
         except pyfuse3.FUSEError:
             raise
-        except StoreFullError as exc:  # the caller is told, and every caller after it
-            log.info("disk full op=%s: %s", handler.__name__, exc)
+        except (StoreFullError, FileLimitError) as exc:  # the caller is told, and who comes after
+            log.info("no room op=%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno) from exc
         except DedupfsError as exc:
             log.error("request failed op=%s errno=%d: %s", handler.__name__, exc.errno, exc)

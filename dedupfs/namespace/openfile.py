@@ -25,7 +25,8 @@ from dedupfs.store.store import Store
 BUFFER_CHUNKS = 2
 """A changed file of up to so many chunks of average length (128 KiB by default) is kept in memory
 and in the journal, without a staging file."""
-FILE_BYTES_MAX = (1 << 63) - 1
+FILE_BYTES_MAX = 1 << 46
+"""A hole is an extent for each 4 GiB: so a file that is nothing else keeps to 16,384 of them."""
 _WITHOUT_END = 1 << 63
 _ADOPT_EXTENTS_MAX = 1 << 18
 """Extents in one edit, so that no journal record comes near its limit (format/journal.py)."""
@@ -171,6 +172,14 @@ class OpenFile:
     def read(self, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``, waiting for the disk where needed."""
         return self.plan_read(start, stop - start).run()
+
+    def next_data(self, start: int, stop: int) -> int:
+        """Return where in ``[start, stop)`` the zeros end that a staging file's hole at ``start``
+        makes; ``start`` itself where there is none."""
+        ranges = self.dirty.within(start, stop)
+        if self.staging is None or not ranges or ranges[0][0] > start:
+            return start
+        return self.staging.next_data(start, ranges[0][1])
 
     def _base_pieces(self, start: int, stop: int) -> list[Piece]:
         pieces = self.recipe.cut(start, stop)

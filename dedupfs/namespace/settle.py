@@ -111,8 +111,21 @@ class _Settling:
         self._keep(position, size)
 
     def _cut(self, start: int, limit: int) -> Iterator[int]:
-        """Cut from ``start`` to ``limit``, where a cut is forced; yield each chunk's end."""
+        """Cut from ``start`` to ``limit``, where a cut is forced; yield each chunk's end.
+
+        A hole is not read: it may be a terabyte. Zeros are cut into chunks of the greatest length,
+        so many whole ones are left out, and what comes then is cut as if they had been read.
+        """
+        longest = self._store.chunker.params.maximum
         while start < limit:
+            data_start = self._file.next_data(start, limit)
+            skipped = data_start - start
+            skipped -= skipped % longest if data_start < limit else 0
+            if skipped:
+                self._parts.append(_Part(start, skipped, HOLE))
+                start += skipped
+                yield start
+                continue
             stop = min(start + WINDOW_BYTES, limit)
             data = self._file.read(start, stop)
             offset = 0

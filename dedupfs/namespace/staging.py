@@ -50,6 +50,11 @@ class Staging:
         data = self._disk.pread(self.file, stop - start, start)
         return data + bytes(stop - start - len(data)) if len(data) < stop - start else data
 
+    def next_data(self, start: int, stop: int) -> int:
+        """Return the first offset of ``[start, stop)`` that may hold data; ``stop`` for none."""
+        found = self._disk.next_data(self.file, start)
+        return stop if found is None else min(found, stop)
+
     def truncate(self, size: int) -> None:
         """Cut off or extend with zeros."""
         self._disk.truncate(self.file, size)

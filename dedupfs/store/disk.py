@@ -13,13 +13,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from dedupfs.errors import StoreError, StoreFullError
+from dedupfs.errors import FileLimitError, StoreError, StoreFullError
 
 Buffer = bytes | bytearray | memoryview
 
 _KEEP_SIZE = 0x01  # linux/falloc.h
 _PUNCH_HOLE = 0x02
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_KINDS: dict[int, type[StoreError]] = {
+    errno.ENOSPC: StoreFullError,
+    errno.EDQUOT: StoreFullError,
+    errno.EFBIG: FileLimitError,
+}
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_NOW = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
 _IOV_MAX = 512
@@ -73,7 +78,8 @@ class File:
 class Disk(Protocol):
     """What the store needs of a file system. Offsets and lengths are bytes.
 
-    Every method raises StoreFullError (ENOSPC, EDQUOT) or StoreError, with the path.
+    Every method raises StoreFullError (ENOSPC, EDQUOT), FileLimitError (EFBIG) or another
+    StoreError, with the path.
     """
 
     def open(self, path: Path, *, write: bool = False, create: bool = False) -> File:
@@ -118,6 +124,10 @@ class Disk(Protocol):
 
     def is_solid(self, file: File, start: int, stop: int) -> bool:
         """Whether no part of ``[start, stop)`` is known to be a hole."""
+        ...
+
+    def next_data(self, file: File, start: int) -> int | None:
+        """Return the first offset from ``start`` on that is in no known hole; None when none is."""
         ...
 
     def reserve(self, path: Path, spare_bytes: int) -> bool:
@@ -166,7 +176,7 @@ def _translated(what: str, path: object) -> Iterator[None]:
 
 
 def _translate(exc: OSError, what: str, path: object) -> StoreError:
-    kind = StoreFullError if exc.errno in _FULL else StoreError
+    kind = _KINDS.get(exc.errno or 0, StoreError)
     return kind(f"{what} {path}: {exc.strerror or exc}")
 
 
@@ -251,6 +261,14 @@ class RealDisk:
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # start is behind the end
                 return False
+            raise _translate(exc, "cannot seek in", file.path) from exc
+
+    def next_data(self, file: File, start: int) -> int | None:
+        try:
+            return os.lseek(file.fd, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # a hole up to the end, or start is behind it
+                return None
             raise _translate(exc, "cannot seek in", file.path) from exc
 
     def reserve(self, path: Path, spare_bytes: int) -> bool:

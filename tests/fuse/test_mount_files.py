@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuse.harness import Mounted
+
 pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
@@ -179,3 +181,34 @@ def test_a_large_file_reads_back_cold(work: Path) -> None:
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)
     assert path.read_bytes() == content
+
+
+def test_beyond_the_largest_file_is_too_large_and_no_failure_of_the_store(work: Path) -> None:
+    file = os.open(work / "f", os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(file, b"x" * 300_000)
+    for offset in (1 << 46, 1 << 60, (1 << 63) - 2):
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.pwrite(file, b"y", offset)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.ftruncate(file, offset + 1)
+    assert os.fstat(file).st_size == 300_000
+    os.close(file)
+    assert (work / "f").read_bytes() == b"x" * 300_000
+
+
+def test_where_the_store_lies_may_end_files_earlier(work: Path, shared_mount: Mounted) -> None:
+    """ext4 has files of up to 16 TiB: a write beyond is the caller's error, not the store's."""
+    beside = os.open(shared_mount.store.parent / "beside", os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.open(work / "f", os.O_RDWR | os.O_CREAT, 0o644)
+    for offset in ((1 << 44) - 8192, (1 << 44) + 5, (1 << 46) - 1):
+        outcomes = []
+        for each in (beside, file):
+            try:
+                outcomes.append(os.pwrite(each, b"y", offset))
+            except OSError as exc:
+                outcomes.append(-(exc.errno or 0))
+        assert outcomes[0] == outcomes[1]
+    os.close(beside)
+    os.close(file)
+    (work / "f").unlink()
+    (shared_mount.store.parent / "beside").unlink()

@@ -137,3 +137,41 @@ class ContentMachine(RuleBasedStateMachine):
 
 TestContent = ContentMachine.TestCase
 TestContent.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_a_hole_of_terabytes_is_settled_without_reading_it(store: Store) -> None:
+    """At the front, in the middle and at the end, beside new bytes and beside settled ones."""
+    size = 1 << 43
+    pieces = {0: noise(1, 3000), 1 << 40: noise(2, 3000), (1 << 42) + 77: noise(3, 900)}
+    view = View.bring_back(store)
+    handle, attr = view.create(1, b"sparse", 0o644, CALLER)
+    view.setattr(attr.inode, AttrChange(size=size))
+    for offset in sorted(pieces, reverse=True):
+        view.write(handle, offset, pieces[offset])
+        view.commit(f"before-{offset}")
+    view.write(handle, size - 5, b"last!")
+    view.close()
+    view = View.bring_back(store)
+    handle = view.open(attr.inode, os.O_RDONLY)
+    for offset, data in [*pieces.items(), (size - 5, b"last!")]:
+        assert view.plan_read(handle, offset, len(data)).run() == data
+        before = max(0, offset - 100)
+        assert view.plan_read(handle, before, offset - before).run() == bytes(offset - before)
+    assert view.getattr(attr.inode).size == size
+    view.close()
+
+
+def test_a_hole_is_cut_as_the_same_zeros_would_be(store: Store) -> None:
+    """So that a sparse copy and a full one share their chunks."""
+    view = View.bring_back(store)
+    contents = []
+    for name, zeros in [(b"sparse", b""), (b"full", bytes(50_123))]:
+        handle, attr = view.create(1, name, 0o644, CALLER)
+        if zeros:
+            view.write(handle, 0, zeros)
+        view.write(handle, 50_123, noise(1, 20_000))
+        view.release(handle)
+        view.commit(name.decode())
+        contents.append(view._state.entry_of(attr.inode).content)
+    assert contents[0] == contents[1] != b""
+    view.close()
