@@ -95,6 +95,7 @@ class _Settling:
         while index < len(runs):
             start, stop = runs[index]
             index += 1
+            start = max(start, position)  # the last chunk adopted was cut with what follows it
             self._keep(position, start)
             position = start
             while position < stop:
