@@ -143,6 +143,12 @@ class NoAttributeError(NamespaceError):
     errno = errno.ENODATA
 
 
+class NoRoomError(NamespaceError):
+    """An inode has as many extended attributes as it can have."""
+
+    errno = errno.ENOSPC
+
+
 class NotPermittedError(NamespaceError):
     """The operation is not allowed on this object."""
 

@@ -20,6 +20,12 @@ HOLE = RecordId(bytes(ID_BYTES))
 
 SNAPSHOT_NAME_BYTES_MAX = 255
 NAME_BYTES_MAX = 255
+FILE_BYTES_MAX = 1 << 46
+"""A hole is an extent for each 4 GiB: so a file that is nothing else keeps to 16,384 of them."""
+XATTRS_BYTES_MAX = 4 << 20
+"""All names and values of one inode: they are repeated in its tree and with each change of it."""
+XATTR_NAMES_BYTES_MAX = 1 << 16
+"""All names with their ends: what listxattr(2) can return (XATTR_LIST_MAX)."""
 
 
 class RecordKind(enum.IntEnum):
@@ -135,6 +141,19 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     def is_whiteout(self) -> bool:
         """Whether the entry hides a snapshot of that name."""
         return self.mode == 0
+
+
+def is_file_name(name: bytes) -> bool:
+    """Whether a file can be called ``name``; a crafted tree may hold anything."""
+    possible = 0 < len(name) <= NAME_BYTES_MAX and name not in (b".", b"..")
+    return possible and b"/" not in name and b"\0" not in name
+
+
+def xattrs_fit(xattrs: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether one inode can have all these extended attributes."""
+    names_bytes = sum(len(name) + 1 for name, _ in xattrs)
+    values_bytes = sum(len(value) for _, value in xattrs)
+    return names_bytes <= XATTR_NAMES_BYTES_MAX and names_bytes + values_bytes <= XATTRS_BYTES_MAX
 
 
 LINK_MODE = 0o160000

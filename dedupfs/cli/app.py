@@ -4,6 +4,7 @@ So ``dedupfs --help`` is quick, and a missing library breaks only the commands t
 """
 
 import importlib
+import os
 
 import click
 
@@ -111,7 +112,10 @@ def app(debug: bool) -> None:
     """
     import logging
 
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="dedupfs: %(name)s: %(message)s" if debug else "dedupfs: %(message)s",
+    from dedupfs.cli.output import log_to_stderr
+
+    os.umask(os.umask(0o077) & 0o077)  # or we could not open ourselves what we have made
+    log_to_stderr(
+        logging.DEBUG if debug else logging.WARNING,
+        "dedupfs: %(name)s: %(message)s" if debug else "dedupfs: %(message)s",
     )

@@ -61,13 +61,15 @@ def parse_tags(pairs: Iterable[str], option: str = "--tag ") -> dict[str, str]:
     """Return the tags that ``KEY=VALUE`` arguments set.
 
     Raises:
-        UsageError: one has no ``=`` or no key.
+        UsageError: one has no ``=`` or no key, or is no UTF-8.
     """
     tags = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise UsageError(f"{option}{pair!r} is not of the form KEY=VALUE")
+        if any("\ud800" <= character <= "\udfff" for character in pair):
+            raise UsageError(f"{option}{pair!r} is no UTF-8")
         tags[key] = value
     return tags
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from dedupfs.cli import output
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.namespace.live import Failed
 
@@ -99,7 +100,7 @@ def _leave_terminal(keep: int) -> None:
 
 def log_to(path: Path) -> None:
     """Send standard output, standard error and the log to a file that only its owner reads."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -110,4 +111,4 @@ def log_to(path: Path) -> None:
 def log_to_stderr() -> None:
     """Set up the log of a daemon, in place of a command's; DEBUG stays if it was asked for."""
     level = min(logging.INFO, logging.getLogger().level)
-    logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+    output.log_to_stderr(level, LOG_FORMAT, force=True)

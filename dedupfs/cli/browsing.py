@@ -72,7 +72,7 @@ def ls(store: Path, where: str | None, is_long: bool, recursive: bool, as_json: 
             from dedupfs.transfer.report import shown
 
             for path, _entry in found:
-                click.echo(shown(path))
+                output.print_line(shown(path))
 
 
 def _list_snapshots(store: "Store", reader: "TreeReader", as_json: bool) -> None:
@@ -160,7 +160,7 @@ def _print_long(found: Iterable[tuple[bytes, "TreeEntry"]]) -> None:
 
     for path, entry in found:
         arrow = f" -> {shown(entry.content)}" if entry.is_symlink else ""
-        click.echo(
+        output.print_line(
             f"{stat.filemode(entry.mode)} {entry.nlink:>3} {entry.uid:>5} {entry.gid:>5} "
             f"{output.size(entry.size):>10} {output.time_text(entry.mtime_ns)} {shown(path)}{arrow}"
         )
@@ -244,7 +244,7 @@ def find(
             )
             return
         for info, path, _entry in found:
-            click.echo(f"{info.name}:{shown(path)}")
+            output.print_line(f"{info.name}:{shown(path)}")
 
 
 def _matches(
@@ -300,7 +300,7 @@ def diff(
             output.print_json_array(_difference_json(found) for found in differences())
         else:
             for found in differences():
-                click.echo(_difference_line(found))
+                output.print_line(_difference_line(found))
     if differs and exit_code:
         ctx.exit(1)
 

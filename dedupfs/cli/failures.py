@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import click
 
+from dedupfs.cli import output
 from dedupfs.errors import DedupfsError
 
 BUG_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
@@ -90,7 +91,7 @@ def _unexpected(exc: Exception) -> int:
 
 def _say(message: str) -> None:
     with suppress(OSError):  # nobody listens; the exit code still tells
-        print(f"dedupfs: {message}", file=sys.stderr, flush=True)
+        print(f"dedupfs: {output.printable(message)}", file=sys.stderr, flush=True)
 
 
 def _drop_output() -> None:

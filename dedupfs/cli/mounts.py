@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import background, output
+from dedupfs.cli.arguments import parse_tags
 from dedupfs.errors import MountError, UsageError
 from dedupfs.fuse import mountpoints
 from dedupfs.namespace import live
@@ -155,7 +156,7 @@ def commit(
       dedupfs commit store/ night-2 --view job17 --path out --tag branch=main
       dedupfs commit /workspace/ckpts/step-2000 step-2000
     """
-    request = live.Commit(name, os.fsencode(subdirectory or ""), _parse_tags(tags))
+    request = live.Commit(name, os.fsencode(subdirectory or ""), parse_tags(tags))
     found = mountpoints.mount_containing(Path(os.path.realpath(where)))
     if found is not None and found.is_ours:
         if view is not None or subdirectory is not None:
@@ -165,17 +166,7 @@ def commit(
         done = _commit_view(where, view or DEFAULT_VIEW, request)
     size = output.size(done.logical_bytes)
     count = "1 entry" if done.entries == 1 else f"{done.entries:,} entries"
-    click.echo(f"{done.name}: {count}, {size}")
-
-
-def _parse_tags(tags: tuple[str, ...]) -> dict[str, str]:
-    parsed = {}
-    for tag in tags:
-        key, equals, value = tag.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--tag {tag!r} is not of the form KEY=VALUE")
-        parsed[key] = value
-    return parsed
+    output.print_line(f"{done.name}: {count}, {size}")
 
 
 def _commit_directory(
@@ -306,7 +297,7 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
         for name in names:
             if not dry_run:
                 remove_view(opened, name)
-            click.echo(f"{'would remove' if dry_run else 'removed'} view {name}")
+            output.print_line(f"{'would remove' if dry_run else 'removed'} view {name}")
 
 
 COMMANDS: list[click.Command] = [mount, umount, commit, view]

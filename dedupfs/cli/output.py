@@ -5,6 +5,7 @@ error is a terminal.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,18 @@ def print_json_array(values: Iterable[Json]) -> None:
     click.echo("\n]" if separator != "[\n" else "[]")
 
 
+def printable(text: str) -> str:
+    """Return ``text`` fit for a terminal: names, tags and messages may hold anything."""
+    from dedupfs.transfer.report import printable as escaped
+
+    return escaped(text)
+
+
+def print_line(text: str) -> None:
+    """Print one line."""
+    click.echo(printable(text))
+
+
 def print_table(head: Row, rows: Iterable[Row], right: Iterable[int] = ()) -> None:
     """Print aligned columns; those in ``right`` are aligned to the right. Nothing for no rows."""
     lines = [head, *rows]
@@ -94,7 +107,7 @@ def print_table(head: Row, rows: Iterable[Row], right: Iterable[int] = ()) -> No
             cell.rjust(width) if column in to_right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        click.echo("  ".join(cells).rstrip())
+        print_line("  ".join(cells).rstrip())
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -102,12 +115,28 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     listed = list(fields)
     width = max(len(name) for name, _ in listed)
     for name, value in listed:
-        click.echo(f"{name.ljust(width)}  {value}")
+        print_line(f"{name.ljust(width)}  {value}")
 
 
 def note(message: str) -> None:
     """Say something that is no result, on standard error."""
-    click.echo(f"dedupfs: {message}", err=True)
+    click.echo(f"dedupfs: {printable(message)}", err=True)
+
+
+class LineFormatter(logging.Formatter):
+    """A log record is a line, whatever names it speaks of; only tracebacks are more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Escape what a terminal, or a reader of lines, could take for more than text."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def log_to_stderr(level: int, line_format: str, *, force: bool = False) -> None:
+    """Set up the log of this process; ``force``: in place of one that was set up before."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(line_format))
+    logging.basicConfig(level=level, handlers=[handler], force=force)
 
 
 class Meter(Protocol):

@@ -66,13 +66,14 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
         )
         return
     for name in wanted:
-        click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
+        output.print_line(f"{'would remove' if dry_run else 'removed'} {name}")
     if freed is None:
-        click.echo(f"the space is freed by: dedupfs gc {store}")
+        output.print_line(f"the space is freed by: dedupfs gc {store}")
     else:
-        click.echo(f"{'would free' if dry_run else 'freed'} {output.size(freed)}")
+        output.print_line(f"{'would free' if dry_run else 'freed'} {output.size(freed)}")
     for name in held:
-        click.echo(f"{name} is still held by a view, a mount or a clone; its space comes with them")
+        held_by = "a view, a mount or a clone; its space comes with them"
+        output.print_line(f"{name} is still held by {held_by}")
 
 
 def _still_held(store: "Store", infos: Sequence["SnapshotInfo"]) -> list[str]:
@@ -164,7 +165,7 @@ def tag(
     if as_json:
         output.print_json(dict(info.tags))
     elif info.tags:
-        click.echo(tags_text(info.tags))
+        output.print_line(tags_text(info.tags))
 
 
 @click.command()

@@ -50,7 +50,7 @@ def init(store: Path, chunk_size: str, compression: str) -> None:
 
     average = output.parse_size(chunk_size)
     Store.create(store, chunk_bytes_average=average, compression=compression).close()
-    click.echo(f"made an empty store at {store}")
+    output.print_line(f"made an empty store at {store}")
 
 
 @click.command()
@@ -208,10 +208,10 @@ def gc(store: Path, dry_run: bool, as_json: bool) -> None:
         return
     verb = "would free" if dry_run else "freed"
     records = output.count_text(report.records, "record")
-    click.echo(f"{verb} {output.size(report.stored_bytes)} in {records}")
+    output.print_line(f"{verb} {output.size(report.stored_bytes)} in {records}")
     if report.leftovers:
         files = output.count_text(report.leftovers, "file")
-        click.echo(f"removed {files} that dead processes left")
+        output.print_line(f"removed {files} that dead processes left")
 
 
 @click.command()
@@ -250,12 +250,12 @@ def check(store: Path, as_json: bool) -> None:
         )
     else:
         for found in report.problems:
-            click.echo(str(found))
+            output.print_line(str(found))
     if not report.ok:
         count = len(report.problems) + report.problems_left_off
         raise CorruptError(f"{store}: {output.count_text(count, 'problem')}")
     if not as_json:
-        click.echo(
+        output.print_line(
             f"no problems: {output.count_text(report.records, 'record')}, "
             f"{output.count_text(report.snapshots, 'snapshot')}, "
             f"{output.count_text(report.packs, 'pack')}"
@@ -302,11 +302,11 @@ def scrub(store: Path, as_json: bool) -> None:
         )
     else:
         for found in report.damage:
-            click.echo(str(found))
+            output.print_line(str(found))
     if not report.ok:
         raise CorruptError(f"{store}: {output.count_text(report.damaged_records, 'bad record')}")
     if not as_json:
-        click.echo(
+        output.print_line(
             f"no damage: {output.size(report.stored_bytes)} in "
             f"{output.count_text(report.records, 'record')}"
         )
@@ -346,10 +346,10 @@ def reindex(store: Path, as_json: bool) -> None:
         )
     else:
         for old, new in report.renamed:
-            click.echo(f"a second snapshot called {old} is {new} now")
+            output.print_line(f"a second snapshot called {old} is {new} now")
         for loss in losses:
-            click.echo(loss)
-        click.echo(
+            output.print_line(loss)
+        output.print_line(
             f"rebuilt the index of {store}: {output.count_text(report.records, 'record')}, "
             f"{output.count_text(len(report.snapshots), 'snapshot')}, "
             f"{output.count_text(len(report.views), 'view')}"

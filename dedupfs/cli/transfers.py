@@ -126,7 +126,7 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
     speed = ""
     if report.bytes_read and report.seconds:
         speed = f" ({output.size(int(report.bytes_read / report.seconds))}/s)"
-    click.echo(
+    output.print_line(
         f"{name}: {output.count_text(report.files, 'file')}, "
         f"{output.size(report.logical_bytes)}; {report.files_unchanged:,} unchanged, "
         f"{output.size(report.bytes_read)} read in {report.seconds:.1f} s{speed}"
@@ -231,7 +231,7 @@ def _finish_export(where: str, report: "ExportReport", as_json: bool, *, quiet: 
             }
         )
     elif not quiet:
-        click.echo(
+        output.print_line(
             f"{where}: {output.count_text(report.files, 'file')}, "
             f"{output.size(report.logical_bytes)} restored in {report.seconds:.1f} s"
         )

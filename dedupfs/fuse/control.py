@@ -4,6 +4,7 @@ Knows how to answer, not what a commit is. Messages and framing: ``namespace/liv
 has mode 0600 and the peer must be root or the daemon's own user (unix(7), SO_PEERCRED).
 """
 
+import errno
 import logging
 import os
 import socket
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 _REQUEST_BYTES_MAX = 1 << 16
 _IDLE_S_MAX = 10.0
 _BACKLOG = 16
+_CONNECTIONS_MAX = 32
+"""Served at once; more wait in the backlog, and whoever does not fit there in connect(2)."""
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_RESOURCES_PAUSE_S = 0.1
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -42,36 +47,45 @@ class ControlServer:
             task_status.started()
             try:
                 async with trio.open_nursery() as nursery:
+                    slots = trio.Semaphore(_CONNECTIONS_MAX)
                     while True:
-                        connection, _address = await listener.accept()
-                        nursery.start_soon(self._serve, connection)
+                        await slots.acquire()
+                        nursery.start_soon(self._serve, await _accept(listener), slots)
             finally:
                 self.socket_path.unlink(missing_ok=True)
 
-    async def _serve(self, connection: trio.socket.SocketType) -> None:
+    async def _serve(self, connection: trio.socket.SocketType, slots: trio.Semaphore) -> None:
         with connection:
             try:
-                with trio.fail_after(_IDLE_S_MAX):
-                    line = await _read_line(connection)
-                with trio.CancelScope(shield=True):  # a commit is not undone halfway
-                    reply = await self._answer(connection, line)
-                    with trio.fail_after(_IDLE_S_MAX):
-                        await trio.SocketStream(connection).send_all(live.encode(reply) + b"\n")
+                await self._converse(connection)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError) as exc:
                 log.info("control peer went away: %r", exc)
             except Exception:  # a bug in a command must not end the mount
                 log.critical("bug in a control command", exc_info=True)
+            finally:
+                slots.release()
 
-    async def _answer(self, connection: trio.socket.SocketType, line: bytes) -> live.Reply:
+    async def _converse(self, connection: trio.socket.SocketType) -> None:
+        """Answer one request; nothing is read from a peer that may not ask."""
         try:
             _check_peer(connection)
+        except NotPermittedError as exc:
+            await _send(connection, live.Failed.of(exc))
+            return
+        with trio.fail_after(_IDLE_S_MAX):
+            line = await _read_line(connection)
+        with trio.CancelScope(shield=True):  # a commit is not undone halfway
+            await _send(connection, await self._answer(line))
+
+    async def _answer(self, line: bytes) -> live.Reply:
+        try:
             return await self._do(live.decode_request(line))
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             return live.Failed.of(UsageError(f"not a control request: {exc}"))
         except DedupfsError as exc:
             return live.Failed.of(exc)
         except Exception as exc:
-            log.critical("bug in a control command line=%r", line, exc_info=True)
+            log.critical("bug in a control command line=%r", line[:1024], exc_info=True)
             return live.Failed.of(StoreError(f"a bug in the daemon, see its log: {exc!r}"))
 
     async def _do(self, request: live.Request) -> live.Reply:
@@ -106,11 +120,31 @@ def _listening(path: Path) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(listener)
 
 
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    """Return the next connection; whatever happens to one of them, the mount goes on."""
+    while True:
+        try:
+            connection, _address = await listener.accept()
+        except OSError as exc:
+            if exc.errno in _NO_RESOURCES:
+                log.error("no control connection can be taken now: %s", exc.strerror)
+                await trio.sleep(_NO_RESOURCES_PAUSE_S)  # as trio.serve_listeners does
+            elif exc.errno != errno.ECONNABORTED:
+                raise
+        else:
+            return connection
+
+
 def _check_peer(connection: trio.socket.SocketType) -> None:
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _pid, uid, _gid = _CREDENTIALS.unpack(packed)
     if uid not in (0, os.geteuid()):
         raise NotPermittedError("only root and the daemon's own user may give it commands")
+
+
+async def _send(connection: trio.socket.SocketType, reply: live.Reply) -> None:
+    with trio.fail_after(_IDLE_S_MAX):
+        await trio.SocketStream(connection).send_all(live.encode(reply) + b"\n")
 
 
 async def _read_line(connection: trio.socket.SocketType) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from dedupfs.errors import CorruptError
 from dedupfs.format.tree import decode_extents, decode_recipe
 from dedupfs.maintenance.problems import RESTORE, Problems
-from dedupfs.model import HOLE, ID_BYTES, NAME_BYTES_MAX, RecordId, Tree, TreeEntry
+from dedupfs.model import HOLE, ID_BYTES, RecordId, Tree, TreeEntry, is_file_name
 from dedupfs.namespace.trees import directory_entry, links_id_of, tree_id_of
 
 LINK_ID_BYTES = 8
@@ -246,12 +246,6 @@ def sums_of(entries: Iterable[TreeEntry]) -> Sums:
     """Return what a directory of these entries must say."""
     entry = directory_entry(b"", 0, entries, None, mode=stat.S_IFDIR, uid=0, gid=0, mtime_ns=0)
     return Sums(entry.size, entry.count, entry.nlink, entry.has_links)
-
-
-def is_file_name(name: bytes) -> bool:
-    """Whether a file can be called ``name``."""
-    possible = 0 < len(name) <= NAME_BYTES_MAX and name not in (b".", b"..")
-    return possible and b"/" not in name and b"\0" not in name
 
 
 def entry_fault(entry: TreeEntry) -> str:

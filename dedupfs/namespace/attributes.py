@@ -14,11 +14,12 @@ from dedupfs.errors import (
     InvalidError,
     IsADirectoryNameError,
     NoAttributeError,
+    NoRoomError,
     NotPermittedError,
     NotSupportedError,
 )
 from dedupfs.format.journal import Attributes, Put
-from dedupfs.model import TreeEntry
+from dedupfs.model import TreeEntry, xattrs_fit
 from dedupfs.namespace import acl
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.state import ViewState
@@ -161,6 +162,7 @@ def setxattr(
     Raises:
         ExistsError, NoAttributeError: XATTR_CREATE or XATTR_REPLACE do not fit.
         NotPermittedError: one of dedupfs's own names. InvalidError: no valid ACL.
+        NoRoomError: the file has too many.
     """
     if name.startswith(OWN_PREFIX):
         raise NotPermittedError("user.dedupfs.* attributes are read-only")
@@ -182,9 +184,10 @@ def setxattr(
         if not entry.is_directory:
             raise NotPermittedError("only a directory has a default ACL")
         acl.validate(value)
-    changed = msgspec.structs.replace(
-        entry, mode=mode, xattrs=with_xattr(entry.xattrs, name, kept), ctime_ns=now_ns
-    )
+    xattrs = with_xattr(entry.xattrs, name, kept)
+    if not xattrs_fit(xattrs):
+        raise NoRoomError("no room for more attributes of one file")
+    changed = msgspec.structs.replace(entry, mode=mode, xattrs=xattrs, ctime_ns=now_ns)
     put_attributes(state, inode, changed, now_ns)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from dedupfs.errors import TooLargeError
 from dedupfs.format.journal import Adopt, Dirty, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
-from dedupfs.model import HOLE, Extent, RecordId, TreeEntry
+from dedupfs.model import FILE_BYTES_MAX, HOLE, Extent, RecordId, TreeEntry
 from dedupfs.namespace.contents import hole_bytes, load_recipe
 from dedupfs.namespace.ordered import OrderedCutter
 from dedupfs.namespace.staging import Staging
@@ -25,8 +25,6 @@ from dedupfs.store.store import Store
 BUFFER_CHUNKS = 2
 """A changed file of up to so many chunks of average length (128 KiB by default) is kept in memory
 and in the journal, without a staging file."""
-FILE_BYTES_MAX = 1 << 46
-"""A hole is an extent for each 4 GiB: so a file that is nothing else keeps to 16,384 of them."""
 _WITHOUT_END = 1 << 63
 _ADOPT_EXTENTS_MAX = 1 << 18
 """Extents in one edit, so that no journal record comes near its limit (format/journal.py)."""

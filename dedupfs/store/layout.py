@@ -4,9 +4,11 @@ Knows no index and no record. Source: docs/format.md, "Layout" and "dedupfs.json
 """
 
 import contextlib
+import logging
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,10 @@ _SUFFIX = {PackKind.RECORDS: ".pack", PackKind.VERBATIM: ".file"}
 _KIND_OF_SUFFIX = {suffix: kind for kind, suffix in _SUFFIX.items()}
 _OWNER_LOCK = re.compile("[0-9a-f]{16}[.]lock")
 _PACK_BYTES_MAX_LIMIT = 1 << 40
+_NOBODY = 65534
+"""Whose files they are that user namespaces and NFS have no owner for."""
+
+log = logging.getLogger(__name__)
 
 
 class _Head(msgspec.Struct):
@@ -82,6 +88,27 @@ class Layout:
         return int(stem), _KIND_OF_SUFFIX[dot + suffix]
 
 
+def require_own(root: Path) -> int:
+    """Refuse the directory of another user; return its mode, 0 when it cannot be looked at.
+
+    Whoever can write into a store can lead every process that opens it to other files (a pack that
+    is a symbolic link); and files that root makes in a user's store are lost to that user.
+
+    Raises:
+        UsageError: it belongs to somebody else.
+    """
+    try:
+        status = os.stat(root)
+    except OSError:
+        return 0  # what opens it says what is wrong
+    if status.st_uid not in (os.geteuid(), 0, _NOBODY):
+        raise UsageError(
+            f"{root} belongs to user {status.st_uid}: run dedupfs as that user, or make the store "
+            "your own with chown -R"
+        )
+    return status.st_mode
+
+
 def make_config(
     *,
     chunk_bytes_average: int,
@@ -120,6 +147,7 @@ def make_directories(layout: Layout, disk: Disk) -> None:
         UsageError: the path is a file, a store, or a directory that holds something else.
     """
     root = layout.root
+    require_own(root)
     try:
         found = sorted(os.listdir(root))
     except FileNotFoundError:
@@ -170,6 +198,9 @@ def read_config(layout: Layout, disk: Disk) -> StoreConfig:
         CorruptError: the file is not what dedupfs writes.
     """
     path = layout.config
+    mode = require_own(layout.root)
+    if stat.S_ISDIR(mode) and mode & 0o022:
+        log.warning("others can write to %s, and so to your files through it: chmod 0700", path)
     try:
         file = disk.open(path)
     except FileNotFoundError:

@@ -33,7 +33,8 @@ class Pending:
     any. ``matched``: id -> place of a committed record that ``put`` found equal; the transaction
     refuses when another record has taken its place since. ``waste``: (pack, start, stop) of
     ranges that were written for nothing and become free space. ``salts``: of ids given out for
-    chunks that will come in a verbatim pack, where it is not 0.
+    chunks that will come in a verbatim pack, where it is not 0; it outlives transactions, as other
+    files' may come between the first chunk of a file and its last.
     """
 
     rows: dict[RecordId, bytes] = field(default_factory=dict)
@@ -44,13 +45,12 @@ class Pending:
     salts: dict[RecordId, int] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Forget everything: it is committed, or given up."""
+        """Forget all records: they are committed, or given up."""
         self.rows.clear()
         self.references.clear()
         self.matched.clear()
         self.verbatim.clear()
         self.waste.clear()
-        self.salts.clear()
 
     def range_of(self, row: bytes) -> tuple[int, int, int]:
         """Return (pack, start, stop) of what a pending row takes, its header included."""

@@ -255,6 +255,8 @@ class Store:
         known, identity, salt = self._find(RecordKind.CHUNK, payload, digest)
         if salt and not known:
             self._pending.salts[identity] = salt
+        elif not known:
+            self._pending.salts.pop(identity, None)
         return identity, known
 
     def _find(

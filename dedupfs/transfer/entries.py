@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator
 
-from dedupfs.model import TreeEntry
+from dedupfs.model import TreeEntry, is_file_name
 from dedupfs.namespace.trees import TreeReader, tree_id_of
+
+_MODE_MAX = 0o177777
+
+
+def is_possible(entry: TreeEntry) -> bool:
+    """Whether a file can have the name and mode of an entry: only a crafted tree has others."""
+    return is_file_name(entry.name) and 0 < entry.mode <= _MODE_MAX
 
 
 def entries_below(
@@ -11,7 +18,8 @@ def entries_below(
 ) -> Iterator[tuple[bytes, TreeEntry]]:
     """Yield (path below ``top``, entry), a directory in front of what is in it.
 
-    Hard links are yielded as they are; ``TreeReader.resolve`` gives their inode.
+    Hard links are yielded as they are; ``TreeReader.resolve`` gives their inode. So are names that
+    no file can have; nothing below such a directory is.
     """
     stack = [(b"", reader.entries(tree_id_of(top)))]
     while stack:
@@ -22,5 +30,6 @@ def entries_below(
             continue
         path = prefix + entry.name
         yield path, entry
-        if entry.is_directory and (depth_max is None or len(stack) < depth_max):
+        is_deeper = depth_max is None or len(stack) < depth_max
+        if is_deeper and is_possible(entry) and entry.is_directory:
             stack.append((path + b"/", reader.entries(tree_id_of(entry))))

@@ -1,10 +1,12 @@
 """Snapshot (or a directory of one) -> directory: everything restored, nothing followed.
 
-Every object is made relative to its open parent with O_EXCL or O_NOFOLLOW, so that somebody who
-can write below the target cannot lead the export outside it. Hard-linked inodes are first made in
-a hidden directory of the target and linked from there.
+Every object is made relative to its open parent with O_EXCL or O_NOFOLLOW, and the target is closed
+to everybody else until it is complete, so that nobody who could write there leads the export
+outside it. Nor do the names and numbers of a crafted tree: what no file can have is reported.
+Hard-linked inodes are first made in a hidden directory of the target and linked from there.
 """
 
+import errno
 import os
 import stat
 import time
@@ -19,6 +21,7 @@ from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
 from dedupfs.recipe import Piece, Recipe
 from dedupfs.store import Store
+from dedupfs.transfer.entries import is_possible
 from dedupfs.transfer.metadata import (
     apply_metadata,
     drop_inherited_acls,
@@ -84,11 +87,28 @@ def _open_target(directory: Path) -> int:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise SourceError(f"cannot export to {directory}: {exc.strerror}") from exc
-    if os.listdir(fd):
+    try:
+        if not os.listdir(fd):
+            _close_to_others(fd)
+            if not os.listdir(fd):
+                return fd
+    except OSError as exc:
         os.close(fd)
-        raise UsageError(f"{directory} is not empty: export to a new directory")
+        raise SourceError(f"cannot export to {directory}: {exc.strerror}") from exc
+    os.close(fd)
+    raise UsageError(f"{directory} is not empty: export to a new directory")
+
+
+def _close_to_others(fd: int) -> None:
+    """Keep others out of a directory that was there before, as far as the file system can.
+
+    The last thing that is done to it is to give it the owner and mode that it has in the snapshot.
+    """
     drop_inherited_acls(fd)
-    return fd
+    with suppress(OSError):
+        if os.fstat(fd).st_uid != os.geteuid():
+            os.chown(fd, os.geteuid(), -1)
+        os.chmod(fd, 0o700)
 
 
 class _Export:
@@ -124,6 +144,9 @@ class _Export:
             child = next(level.children, None)
             if child is None:
                 self._leave()
+            elif not is_possible(child):
+                path = _join(level.path, child.name)
+                self._damaged(path, "no file can have this name or type")
             elif child.is_directory:
                 self._enter(level, child)
             else:
@@ -224,8 +247,13 @@ class _Export:
             else:
                 self._make(level.fd, entry.name, entry, path)
         except (CorruptError, MissingRecordError) as exc:
-            self._problems.add(path, f"not restored, the store has lost it: {exc}")
-            self.report.damaged += 1
+            self._damaged(path, f"the store has lost it: {exc}")
+        except (ValueError, OverflowError) as exc:
+            self._damaged(path, f"no file can be so: {exc}")
+
+    def _damaged(self, path: bytes, why: str) -> None:
+        self._problems.add(path, f"not restored, {why}")
+        self.report.damaged += 1
 
     def _make(self, directory_fd: int, name: bytes, entry: TreeEntry, path: bytes) -> bool:
         """Make anything but a directory; return whether it is there."""
@@ -241,7 +269,8 @@ class _Export:
             except PermissionError as exc:
                 self._problems.add_os_error(path, "not restored: a special file", exc)
                 return False
-        with object_at(directory_fd, name) as (_, target):
+        with object_at(directory_fd, name) as (fd, target):
+            _require_made(os.fstat(fd), entry)
             self._apply(target, entry, path)
         return True
 
@@ -287,6 +316,15 @@ class _Export:
     def _tell(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._progress)
+
+
+def _require_made(status: os.stat_result, entry: TreeEntry) -> None:
+    """Refuse to dress what somebody put in the place of an object that was just made.
+
+    Only one with another name elsewhere could hurt: its owner or mode would change there as well.
+    """
+    if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode) or status.st_nlink != 1:
+        raise OSError(errno.ESTALE, "somebody replaced it meanwhile")
 
 
 def data_runs(

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from dedupfs.model import TreeEntry
+from dedupfs.model import FILE_BYTES_MAX, TreeEntry
 from dedupfs.transfer.builder import object_entry
-from dedupfs.transfer.metadata import Xattrs, object_at, read_xattrs
+from dedupfs.transfer.metadata import Target, Xattrs, object_at, read_xattrs
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.scan import FileKey
 from dedupfs.transfer.sources import NO_STAMP, KnownDirectory, KnownSources, Stamp
@@ -23,7 +23,7 @@ from dedupfs.transfer.walk import Level, Step, Visit, Walk
 AHEAD_FILES_MAX = 64
 AHEAD_BYTES = 2 << 20
 """How much of each file the kernel is asked to read before its turn."""
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -105,11 +105,15 @@ class Gatherer:
         self._stack.append(known)
         item = Item(*visit, known=known)
         if level.fd >= 0:
-            try:
-                item.xattrs = read_xattrs(level.fd)
-            except OSError as exc:
-                self._problems.add_os_error(level.path, "its extended attributes are missing", exc)
+            item.xattrs = self._xattrs(level.fd, item)
         return item
+
+    def _xattrs(self, target: Target, item: Item) -> Xattrs:
+        try:
+            return read_xattrs(target)
+        except OSError as exc:
+            self._problems.add_os_error(item.path, "its extended attributes are missing", exc)
+            return ()
 
     def _object(self, visit: Visit) -> Item | None:
         _, level, name, status = visit
@@ -153,21 +157,21 @@ class Gatherer:
 
     def _open(self, item: Item) -> None:
         """Read what is not a regular file; open what is and have its first bytes read."""
-        directory_fd = item.level.fd
-        if not stat.S_ISREG(item.status.st_mode):
-            with object_at(directory_fd, item.name) as (fd, path):
-                status = os.fstat(fd)
-                if stat.S_IFMT(status.st_mode) != stat.S_IFMT(item.status.st_mode):
-                    raise OSError(errno.ESTALE, "became something else meanwhile")
+        with object_at(item.level.fd, item.name) as (fd, path):
+            status = os.fstat(fd)
+            if stat.S_IFMT(status.st_mode) != stat.S_IFMT(item.status.st_mode):
+                raise OSError(errno.ESTALE, "became something else meanwhile")
+            if not stat.S_ISREG(status.st_mode):
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
-                item.entry = object_entry(item.name, status, read_xattrs(path), target, len(target))
-            return
-        item.fd = open_source(item.name, directory_fd)
+                xattrs = self._xattrs(path, item)
+                item.entry = object_entry(item.name, status, xattrs, target, len(target))
+                return
+            item.fd = open_source(path)
         try:
             item.status = os.fstat(item.fd)
-            if not stat.S_ISREG(item.status.st_mode):
-                raise OSError(errno.ESTALE, "became something else meanwhile")
-            item.xattrs = read_xattrs(item.fd)
+            if item.status.st_size > FILE_BYTES_MAX:
+                raise OSError(errno.EFBIG, f"more than {FILE_BYTES_MAX >> 40} TiB")
+            item.xattrs = self._xattrs(item.fd, item)
             item.stamp = self.stamp(item.status)
             with suppress(OSError):  # only advice
                 os.posix_fadvise(item.fd, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
@@ -176,9 +180,13 @@ class Gatherer:
             raise
 
 
-def open_source(name: bytes, directory_fd: int) -> int:
-    """Open a file for reading without leaving a trace in its atime, where that is allowed."""
+def open_source(path: bytes) -> int:
+    """Open a file for reading without leaving a trace in its atime, where that is allowed.
+
+    ``path`` is that of an object which is held already and known to be a regular file: to open
+    another by its name, because somebody swapped it, would make a device or a fifo act.
+    """
     try:
-        return os.open(name, _OPEN_FLAGS | os.O_NOATIME, dir_fd=directory_fd)
+        return os.open(path, _OPEN_FLAGS | os.O_NOATIME)
     except PermissionError:
-        return os.open(name, _OPEN_FLAGS, dir_fd=directory_fd)
+        return os.open(path, _OPEN_FLAGS)

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from dedupfs.model import TreeEntry
+from dedupfs.model import XATTRS_BYTES_MAX, TreeEntry, xattrs_fit
+from dedupfs.transfer.report import shown
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 Target = int | bytes
@@ -32,7 +33,11 @@ def object_at(directory_fd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_xattrs(target: Target) -> Xattrs:
-    """Return the xattrs that can be read, sorted by name."""
+    """Return the xattrs that can be read, sorted by name.
+
+    Raises:
+        OSError: they cannot be read, or are more than an inode of a store can have.
+    """
     try:
         names = os.listxattr(target)
     except OSError as exc:
@@ -42,6 +47,7 @@ def read_xattrs(target: Target) -> Xattrs:
     if not names:
         return ()
     found = []
+    values_bytes = 0
     for name in names:
         try:
             value = os.getxattr(target, name)
@@ -50,7 +56,13 @@ def read_xattrs(target: Target) -> Xattrs:
                 raise
             continue  # removed meanwhile, or only root may read it
         found.append((os.fsencode(name), value))
-    return tuple(sorted(found))
+        values_bytes += len(value)
+        if values_bytes > XATTRS_BYTES_MAX:
+            break
+    xattrs = tuple(sorted(found))
+    if not xattrs_fit(xattrs):
+        raise OSError(errno.E2BIG, "there are too many of them")
+    return xattrs
 
 
 def apply_metadata(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
@@ -62,36 +74,58 @@ def apply_metadata(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
     _apply_owner(target, entry, failed)
     _apply_xattrs(target, entry, failed)
     if not entry.is_symlink:
-        try:
-            os.chmod(target, stat.S_IMODE(entry.mode))
-        except OSError as exc:
-            failed("its mode", exc)
+        with _told(failed, "its mode"):
+            os.chmod(target, _safe_mode(target, entry, failed))
     times = (entry.atime_ns or entry.mtime_ns, entry.mtime_ns)
-    try:
+    with _told(failed, "its times"):
         os.utime(target, ns=times)
+
+
+@contextmanager
+def _told(failed: OnRefusal, what: str) -> Iterator[None]:
+    """Tell of what the kernel refuses, and of numbers and names that it cannot even be given."""
+    try:
+        yield
     except OSError as exc:
-        failed("its times", exc)
+        failed(what, exc)
+    except (ValueError, OverflowError) as exc:
+        failed(what, OSError(errno.EINVAL, str(exc)))
+
+
+def _safe_mode(target: Target, entry: TreeEntry, failed: OnRefusal) -> int:
+    """Return the mode without what would have others act as the file's new owner or group.
+
+    cp(1) and tar(1) do the same: one user's set-user-id program must not become another's.
+    """
+    mode = stat.S_IMODE(entry.mode)
+    if not mode & (stat.S_ISUID | stat.S_ISGID):
+        return mode
+    status = os.stat(target)
+    lost = stat.S_ISUID if status.st_uid != entry.uid else 0
+    lost |= stat.S_ISGID if status.st_gid != entry.gid else 0
+    if mode & lost:
+        failed("its set-id bits", OSError(errno.EPERM, "it has another owner now"))
+    return mode & ~lost
 
 
 def _apply_owner(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
     """Set owner and group; an ordinary user keeps the file and tries for the group alone."""
+    if os.geteuid() == 0:
+        with _told(failed, "its owner"):
+            os.chown(target, entry.uid, entry.gid)
+        return
     try:
         os.chown(target, entry.uid, entry.gid)
-    except OSError as exc:
-        if os.geteuid() == 0:
-            failed("its owner", exc)
-            return
-        with suppress(OSError):
+    except (OSError, OverflowError):
+        with suppress(OSError, OverflowError):
             os.chown(target, -1, entry.gid)
 
 
 def _apply_xattrs(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
     drop_inherited_acls(target, keep={name for name, _ in entry.xattrs})
     for name, value in entry.xattrs:
-        try:
+        with _told(failed, f"its attribute {shown(name)}"):
             os.setxattr(target, name, value)
-        except OSError as exc:
-            failed(f"its attribute {os.fsdecode(name)}", exc)
 
 
 def drop_inherited_acls(target: Target, keep: set[bytes] | frozenset[bytes] = frozenset()) -> None:

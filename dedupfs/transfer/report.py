@@ -80,7 +80,13 @@ class Problems:
 
 def shown(path: bytes) -> str:
     """Return ``path`` fit for one line of a terminal: control and undecodable bytes escaped."""
-    text = os.fsdecode(path) or "."
+    return printable(os.fsdecode(path) or ".")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with everything escaped that a terminal could take for more than text."""
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() else _escaped(character) for character in text
     )

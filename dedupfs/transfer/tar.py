@@ -15,10 +15,11 @@ from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.recipe import Recipe
 from dedupfs.store import Store
-from dedupfs.transfer.entries import entries_below
+from dedupfs.transfer.entries import entries_below, is_possible
 from dedupfs.transfer.report import ExportReport, OnProblem, OnProgress, Problems, Progress
 
 COPY_BYTES = 4 << 20
+_TOP = b"."
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -76,7 +77,7 @@ class _TarExport:
             errors="surrogateescape",
             bufsize=COPY_BYTES,
         ) as archive:
-            self._add(archive, b".", top)
+            self._add(archive, _TOP, top)
             for path, entry in entries_below(self._reader, top):
                 self._add(archive, b"./" + path, entry)
                 archive.getmembers().clear()  # tarfile would keep every header it has written
@@ -87,6 +88,9 @@ class _TarExport:
                     self._on_progress(done)
 
     def _add(self, archive: tarfile.TarFile, path: bytes, entry: TreeEntry) -> None:
+        if path != _TOP and not is_possible(entry):
+            self._lost(path, "no file can have this name or type")
+            return
         try:
             inode = self._reader.resolve(self._root, entry)
             if stat.S_IFMT(inode.mode) not in _TYPES:
@@ -102,7 +106,7 @@ class _TarExport:
                 content.check(inode.size)
                 header.size = inode.size
         except (CorruptError, MissingRecordError) as exc:
-            self._lost(path, exc)
+            self._lost(path, f"the store has lost it: {exc}")
             return
         self._write_member(archive, header, content, path)
         if entry.is_directory:
@@ -120,15 +124,15 @@ class _TarExport:
     ) -> None:
         archive.addfile(header, io.BufferedReader(content, COPY_BYTES) if content else None)
         if content is not None and content.damage is not None:
-            self._lost(path, content.damage)
+            self._lost(path, f"the store has lost it: {content.damage}")
 
     def _is_known_link(self, header: tarfile.TarInfo, link_id: bytes) -> bool:
         is_known = link_id in self._first_names
         self._first_names.setdefault(link_id, header.name)
         return is_known
 
-    def _lost(self, path: bytes, exc: Exception) -> None:
-        self._problems.add(path, f"not restored, the store has lost it: {exc}")
+    def _lost(self, path: bytes, why: str) -> None:
+        self._problems.add(path, f"not restored, {why}")
         self.report.damaged += 1
 
 
@@ -145,10 +149,15 @@ def _header(path: bytes, entry: TreeEntry) -> tarfile.TarInfo:
     if entry.rdev:
         header.devmajor, header.devminor = _device(entry.rdev)
     for name, value in entry.xattrs:
-        keyword = "SCHILY.xattr." + name.decode("utf-8", "surrogateescape")
-        records[keyword] = value.decode("utf-8", "surrogateescape")
+        records["SCHILY.xattr." + _keyword(name)] = value.decode("utf-8", "surrogateescape")
     header.pax_headers = records
     return header
+
+
+def _keyword(name: bytes) -> str:
+    """Return the name as GNU tar writes it: the first ``=`` of a record ends its keyword."""
+    text = name.decode("utf-8", "surrogateescape")
+    return text.replace("%", "%25").replace("=", "%3D")
 
 
 def _seconds(time_ns: int) -> str:

@@ -112,8 +112,7 @@ class Walk:
     def _descend(self, level: Level, name: bytes, status: os.stat_result) -> Level | None:
         """Open the subdirectory; one that cannot be read is entered as if it were empty."""
         child = Level(name, level, status, -1)
-        child.crossed = self._one_file_system and status.st_dev != self._stack[0].status.st_dev
-        if not child.crossed:
+        if not self._crosses(child):
             try:
                 child.fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=level.fd)
             except OSError as exc:
@@ -123,11 +122,19 @@ class Walk:
                 self._problems.add_os_error(child.path, "its content is missing", exc)
             else:
                 child.status = os.fstat(child.fd)
-                self._list(child)
+                if self._crosses(child):  # mounted since it was looked at
+                    _close(child)
+                else:
+                    self._list(child)
         self._stack.append(child)
         if len(self._stack) > OPEN_DIRECTORIES_MAX:
             _close(self._stack[-OPEN_DIRECTORIES_MAX])
         return child
+
+    def _crosses(self, child: Level) -> bool:
+        device = self._stack[0].status.st_dev
+        child.crossed = self._one_file_system and child.status.st_dev != device
+        return child.crossed
 
     def _list(self, level: Level) -> None:
         try:

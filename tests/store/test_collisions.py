@@ -131,3 +131,18 @@ def test_an_equal_chunk_that_another_process_commits_first_is_used(weak: WeakSto
     pin(weak, [mine])
     assert weak.locate(mine) == theirs
     assert weak.get(mine, CHUNK) == noise(1)
+
+
+def test_the_salt_of_a_probed_id_outlives_other_transactions(
+    weak: WeakStore, tmp_path: Path
+) -> None:
+    one, two = colliding(weak, 2)
+    (first,) = put_pinned(weak, [one])
+    second, _known = weak.probe_chunk(two)
+    put_pinned(weak, [noise(9, 77)])  # another file's, while this one is still being written
+    file = tmp_path / "file"
+    file.write_bytes(two)
+    weak.put_verbatim(file, [(0, Extent(second, len(two)))])
+    pin(weak, [second])
+    assert weak.get(second, CHUNK) == two
+    assert weak.get(first, CHUNK) == one

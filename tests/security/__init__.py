@@ -1,0 +1,1 @@
+"""Tests of what hostile users, trees, names and peers can do."""
