@@ -173,6 +173,12 @@ class TooManyLinksError(NamespaceError):
     errno = errno.EMLINK
 
 
+class TooManyOpenError(NamespaceError):
+    """More files are open in one mount than it can tell apart."""
+
+    errno = errno.ENFILE
+
+
 class NotSupportedError(NamespaceError):
     """The operation does not exist here."""
 

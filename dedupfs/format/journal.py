@@ -109,9 +109,14 @@ class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9):
 
 
 class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """``inode`` has no name any more but is still open."""
+    """``inode`` has no name any more but is still open, or a directory that may be in use.
+
+    Only a daemon that takes over from a dead one has use for it; ``entry``: what it is now, its
+    content and size as settled. Journals of earlier versions leave it out.
+    """
 
     inode: int
+    entry: TreeEntry | None = None
 
 
 Edit = Place | Put | Remove | Attributes | Write | Stage | Dirty | Truncate | Adopt | Orphan

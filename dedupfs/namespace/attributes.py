@@ -51,12 +51,14 @@ def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) 
     if entry.is_directory:
         directory = state.directory(inode)
         if directory.removed:
+            state.append_orphan(inode, msgspec.structs.replace(entry, content=b""), now_ns)
             directory.set_attributes(entry)
             return
         state.record(now_ns, [Attributes(directory.number, entry)])
         return
     file = state.files.get(inode)
     if file is not None and file.orphan:
+        state.append_orphan(inode, entry, now_ns)
         file.entry = entry
         file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
         return

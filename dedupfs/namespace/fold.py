@@ -215,6 +215,7 @@ class Folder:
                 file.sync()
                 for edit in file.restated():  # each a record of its own: no record is too long
                     state.append_file(file.inode, [edit], file.mtime_ns)
+            self._restate_nameless()
             journal.sync()
             with self._store.transaction() as txn:
                 key = self.row.name.encode()
@@ -235,6 +236,22 @@ class Folder:
         self.row = row
         state.held = {inode for inode, file in state.files.items() if file.orphan}
         self._clean_up(old_journal.remove)
+
+    def _restate_nameless(self) -> None:
+        """Say in the new journal what has no name and may be in use, for a daemon that takes over.
+
+        After a power cut nobody misses it, so nothing of it needs to be durable.
+        """
+        state = self._state
+        for directory in state.directories.values():
+            if directory.removed:
+                entry = msgspec.structs.replace(directory.entry, content=b"")
+                state.append_orphan(directory.inode, entry, 0)
+        for file in state.files.values():
+            if file.orphan:
+                state.append_orphan(file.inode, file.named_entry(), file.mtime_ns)
+                for edit in file.restated():
+                    state.append_file(file.inode, [edit], file.mtime_ns)
 
     def _clean_up(self, step: Callable[[], None]) -> None:
         """Do what a crash would leave to the next mount: the fold is committed in any case."""

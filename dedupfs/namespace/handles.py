@@ -1,21 +1,34 @@
 """Open files and directories of a view: handles, and what is read and written through them.
 
-A handle is a number that the kernel gives back; it belongs to one OpenFile or one listing. Knows no
-names but those in listings.
+A handle is a number that the kernel gives back; it belongs to one OpenFile or one listing. The
+ledger has them all, so that a daemon that takes over can find them again. Knows no names but those
+in listings.
 """
 
+import logging
 import os
 import stat
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dedupfs.errors import InvalidError, IsADirectoryNameError, ReadOnlyError
+from dedupfs.errors import (
+    InvalidError,
+    IsADirectoryNameError,
+    NamespaceError,
+    ReadOnlyError,
+    StaleError,
+    StoreFullError,
+)
 from dedupfs.model import Attr
-from dedupfs.namespace.attributes import drop_privileges
+from dedupfs.namespace.attributes import drop_privileges, put_attributes
 from dedupfs.namespace.directory import Directory
+from dedupfs.namespace.ledger import DIRECTORY, PRIVILEGED, Ledger
 from dedupfs.namespace.openfile import OpenFile, ReadPlan
 from dedupfs.namespace.state import ViewState
+
+log = logging.getLogger(__name__)
 
 COOKIE_BASE = 2
 """A cookie is a slot plus this: 0 means the start, and NFS treats 1 and 2 specially."""
@@ -50,15 +63,38 @@ class _Listing:
 class HandleTable:
     """All open handles of one mount."""
 
-    def __init__(self, state: ViewState, *, read_only: bool) -> None:
+    def __init__(self, state: ViewState, ledger: Ledger, *, read_only: bool) -> None:
         self._state = state
+        self._ledger = ledger
         self._read_only = read_only
-        self._next = 1
         self._files: dict[int, OpenFile] = {}
         self._listings: dict[int, _Listing] = {}
         self._privileged: set[int] = set()
         self.settle_wanted: set[int] = set()
         """Inodes whose last handle is gone and whose bytes wait in staging files."""
+
+    def restore(self) -> None:
+        """Open again what the ledger has open: this daemon goes on where another one died."""
+        mtimes_ns: dict[int, int] = {}
+        for was in list(self._ledger.open_handles()):
+            try:
+                if was.flags & DIRECTORY:
+                    self._listings[was.handle] = _Listing(self._state.directory(was.inode))
+                    continue
+                file = self._state.open_file(was.inode)
+            except NamespaceError as exc:
+                log.warning("open file cannot be found again inode=%d: %s", was.inode, exc)
+                continue
+            self._files[was.handle] = file
+            file.open_count += 1
+            if was.flags & PRIVILEGED:
+                self._privileged.add(was.handle)
+            mtimes_ns[was.inode] = max(was.mtime_ns, mtimes_ns.get(was.inode, 0))
+        for inode, file in self._state.files.items():
+            if mtimes_ns.get(inode) and file.staging is not None:
+                file.mtime_ns, file.ctime_ns = mtimes_ns[inode], 0
+            if not file.open_count and file.staging is not None:
+                self.settle_wanted.add(inode)
 
     def open(self, inode: int, flags: int, now_ns: int, *, privileged: bool) -> int:
         """Open a regular file and return its handle; see AttrChange for ``privileged``.
@@ -84,37 +120,65 @@ class HandleTable:
 
     def open_object(self, file: OpenFile, *, privileged: bool) -> int:
         """Return a new handle of ``file``."""
-        handle = self._next
+        handle = self._ledger.open(file.inode, PRIVILEGED if privileged else 0)
         if privileged:
             self._privileged.add(handle)
-        self._next += 1
         file.open_count += 1
         self._files[handle] = file
         self.settle_wanted.discard(file.inode)
         return handle
 
     def file(self, handle: int) -> OpenFile:
-        """Return the file behind a handle."""
-        return self._files[handle]
+        """Return the file behind a handle.
+
+        Raises:
+            StaleError: it was open in a daemon that died, and could not be found again.
+        """
+        try:
+            return self._files[handle]
+        except KeyError:
+            raise StaleError(f"handle {handle} is not open") from None
 
     def plan_read(self, handle: int, file_offset: int, size: int) -> ReadPlan:
         """Plan to read up to ``size`` bytes."""
-        return self._files[handle].plan_read(file_offset, size)
+        return self.file(handle).plan_read(file_offset, size)
 
     def write(self, handle: int, file_offset: int, data: bytes, now_ns: int) -> int:
         """Write all of ``data``."""
-        file = self._files[handle]
+        file = self.file(handle)
         if file.entry.mode & _PRIVILEGE_BITS or file.entry.xattrs:
             keep_bits = handle in self._privileged
             drop_privileges(self._state, file.inode, keep_bits=keep_bits, now_ns=now_ns)
         file.write(file_offset, data, now_ns)
+        if file.staging is not None:
+            self._ledger.note_mtime(handle, now_ns)
         return len(data)
 
+    def note_mtime(self, inode: int, mtime_ns: int) -> None:
+        """Let the ledger have the mtime of a file that was set otherwise than by a write.
+
+        0: the journal has it, and it may be an older one.
+        """
+        file = self._state.files.get(inode)
+        if file is None or file.staging is None or not file.open_count:
+            return
+        for handle, opened in self._files.items():
+            if opened is file:
+                self._ledger.note_mtime(handle, mtime_ns)
+
     def release(self, handle: int) -> None:
-        """Close a handle; the last one of a file without changes or without a name drops it."""
-        file = self._files.pop(handle)
+        """Close a handle; the last one of a file without changes or without a name drops it.
+
+        Closing it again does nothing: a daemon may have died between doing it and saying so.
+        """
+        mtime_ns = self._ledger.close_handle(handle)
+        file = self._files.pop(handle, None)
+        if file is None:
+            return
         self._privileged.discard(handle)
         file.open_count -= 1
+        if mtime_ns and file.staging is not None and not file.orphan:
+            self._keep_mtime(file)
         if file.open_count:
             return
         if file.orphan or not file.unsettled:
@@ -123,6 +187,13 @@ class HandleTable:
                 self.settle_wanted.add(file.inode)  # so that a fold gives its pins up
         elif file.staging is not None:
             self.settle_wanted.add(file.inode)
+
+    def _keep_mtime(self, file: OpenFile) -> None:
+        """Journal the time of the last write, which only the ledger has had so far."""
+        try:
+            put_attributes(self._state, file.inode, file.current_entry(), time.time_ns())
+        except StoreFullError:  # a crash before the next fold costs the exact time, nothing else
+            log.info("disk full, mtime not journaled inode=%d", file.inode)
 
     def plan_sync(self, inode: int | None) -> SyncPlan:
         """Plan to make one file durable, or (None) all of the view."""
@@ -142,9 +213,9 @@ class HandleTable:
 
     def opendir(self, inode: int) -> int:
         """Open a directory for listing and return its handle."""
-        handle = self._next
-        self._next += 1
-        self._listings[handle] = _Listing(self._state.directory(inode))
+        listing = _Listing(self._state.directory(inode))
+        handle = self._ledger.open(inode, DIRECTORY)
+        self._listings[handle] = listing
         return handle
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
@@ -152,7 +223,9 @@ class HandleTable:
 
         A cookie means the same entry in every handle and for ever, so entries may come and go.
         """
-        listing = self._listings[handle]
+        listing = self._listings.get(handle)
+        if listing is None:
+            raise StaleError(f"directory handle {handle} is not open")
         directory = listing.directory
         if cookie == 0 or not listing.slots:
             pairs = sorted((entry.slot, entry.name) for entry in directory.entries())
@@ -165,5 +238,6 @@ class HandleTable:
                 yield slot + COOKIE_BASE, name, self._state.attr_of(directory, entry)
 
     def releasedir(self, handle: int) -> None:
-        """Close a directory handle."""
-        del self._listings[handle]
+        """Close a directory handle; again does nothing."""
+        self._ledger.close_handle(handle)
+        self._listings.pop(handle, None)

@@ -66,6 +66,11 @@ class Journal:
         disk.truncate(file, size)
         return cls(disk, path, file, size, generation)
 
+    @property
+    def fd(self) -> int:
+        """Descriptor of the file."""
+        return self._file.fd
+
     def append(self, time_ns: int, edits: Sequence[Edit]) -> None:
         """Write one record; when this returns, SIGKILL cannot lose it (a power cut can).
 

@@ -1,13 +1,13 @@
 """Bringing a view to life: a new one, one that was left in order, one whose daemon died.
 
-All three do the same: take the root, replay the journal. Knows no request. Source: docs/format.md,
-"Views".
+All three do the same: take the root, replay the journal; so does a daemon that takes over from one
+that died under its mount. Knows no request. Source: docs/format.md, "Views".
 """
 
 import os
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dedupfs.errors import (
@@ -16,12 +16,14 @@ from dedupfs.errors import (
     TornRecordError,
     UsageError,
 )
-from dedupfs.format.journal import MAGIC, VERSION, JournalHeader, decode_header
+from dedupfs.format.journal import MAGIC, VERSION, JournalHeader, decode_header, encode_header
 from dedupfs.format.tree import decode_view_root, encode_view_root
-from dedupfs.model import RecordKind, TreeEntry, ViewRoot
+from dedupfs.model import ID_BYTES, RecordId, RecordKind, TreeEntry, ViewRoot
+from dedupfs.namespace.handover import NUMBERS, VIEW_LOCK, Handover
 from dedupfs.namespace.inodes import ROOT_NUMBER
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
 from dedupfs.namespace.journal import Journal, journal_path
+from dedupfs.namespace.ledger import Ledger
 from dedupfs.namespace.replay import Replay
 from dedupfs.namespace.rows import ViewRow, check_name, encode_view_row, view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -30,11 +32,13 @@ from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.views import (
     EPHEMERAL_PREFIX,
     ViewLock,
+    adopt_lock,
     delete_view,
     find_view,
     lock_view,
     view_directory,
 )
+from dedupfs.store.disk import File
 from dedupfs.store.store import Store, Table
 
 VIEW_COUNTER = "view"
@@ -49,32 +53,51 @@ class Opened:
     row: ViewRow | None = None
     lock: ViewLock | None = None
     ephemeral: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    bare: ViewRoot | None = None
+    did_request: bool = False
+    """Whether the request that the ledger has in hand is in the journal."""
 
     def release(self) -> None:
         """Let another process own the view."""
         if self.lock is not None:
             self.lock.release()
             self.lock = None
+        self.ledger.close()
 
 
-def open_bare(store: Store, snapshot: str | None) -> Opened:
+def open_bare(store: Store, snapshot: str | None, handover: Handover | None = None) -> Opened:
     """Look at the catalogue or a snapshot without a view.
+
+    The numbers of directories go into a journal in memory, which a supervisor can keep.
 
     Raises:
         NotFoundError: no such snapshot.
     """
-    root = _base_root(store, snapshot or "")
+    if handover is None:
+        base = snapshot or ""
+        bare = ViewRoot(0, "", base, 0, _base_root(store, base), ROOT_NUMBER + 1, 0)
+        file = File(os.memfd_create("dedupfs-numbers"), Path("(memory)"))
+        header = JournalHeader(MAGIC, VERSION, 0, "", 0, RecordId(bytes(ID_BYTES)), 0)
+        store.disk.pwrite(file, [encode_header(header)], 0)
+    else:
+        bare = decode_view_root(handover.root)
+        file = File(handover.fds[NUMBERS], Path("(memory)"))
     state = ViewState(
         store,
-        root,
-        catalog=snapshot is None,
+        bare.root,
+        catalog=not bare.base,
         view_id=None,
-        next_number=ROOT_NUMBER + 1,
+        next_number=bare.next_number,
         directory=None,
     )
-    if snapshot is not None:
-        state.lease(root)
-    return Opened(state)
+    data = store.disk.pread(file, store.disk.size(file), 0)
+    valid_bytes = Replay(state, None).run(data) or decode_header(data)[1]
+    state.journal = Journal(store.disk, file.path, file, valid_bytes, 0)
+    if bare.base:
+        state.lease(bare.root)
+    ledger = Ledger() if handover is None else handover.ledger()
+    return Opened(state, ledger=ledger, bare=bare)
 
 
 def make_ephemeral(store: Store, snapshot: str | None, mountpoint: str) -> Opened:
@@ -82,6 +105,22 @@ def make_ephemeral(store: Store, snapshot: str | None, mountpoint: str) -> Opene
     name = f"{EPHEMERAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     opened = bring_back(store, name, snapshot, mountpoint)
     opened.ephemeral = True
+    return opened
+
+
+def take_over(store: Store, handover: Handover, mountpoint: str) -> Opened:
+    """Go on with a view whose daemon died under its mount.
+
+    Raises:
+        StoreError: its root or its journal cannot be read, or it is gone.
+    """
+    name = handover.view
+    lock = adopt_lock(store.disk, store.path, name, mountpoint, handover.fds[VIEW_LOCK])
+    row = find_view(store, name)
+    if row is None:
+        raise StoreError(f"view {name!r} is gone from {store.path}")
+    opened = _revive(store, row, lock, handover.ledger())
+    opened.ephemeral = name.startswith(EPHEMERAL_PREFIX)
     return opened
 
 
@@ -106,7 +145,7 @@ def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -
             raise UsageError(
                 f"view {name!r} was made over {what}, not {snapshot!r}; take another view (--view)"
             )
-        return Opened(_revive(store, row), row, lock)
+        return _revive(store, row, lock)
     except BaseException:
         lock.release()
         raise
@@ -159,7 +198,8 @@ def _make(store: Store, name: str, base: str) -> ViewRow:
     return row
 
 
-def _revive(store: Store, row: ViewRow) -> ViewState:
+def _revive(store: Store, row: ViewRow, lock: ViewLock, ledger: Ledger | None = None) -> Opened:
+    """Replay the journal over the root; with ``ledger`` for a mount whose daemon died."""
     directory = view_directory(store.path, row.name)
     root = decode_view_root(store.get(row.root_id, RecordKind.VIEW_ROOT))
     data = _read_journal(store, journal_path(directory, row.generation))
@@ -177,11 +217,24 @@ def _revive(store: Store, row: ViewRow) -> ViewState:
         if any(txn.scan(Table.PINS, view_owner_key(row.view_id))):
             state.held.add(0)
     state.next_staging = _sweep(store, directory, row.generation)
-    valid_bytes = Replay(state, directory).run(data) or next_offset
+    replay = _replay(state, directory, ledger)
+    valid_bytes = replay.run(data) or next_offset
     path = journal_path(directory, row.generation)
     state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation)
     _delete_strays(state, directory)
-    return state
+    return Opened(state, row, lock, ledger=ledger or Ledger(), did_request=replay.did_request)
+
+
+def _replay(state: ViewState, directory: Path, ledger: Ledger | None) -> Replay:
+    if ledger is None:
+        return Replay(state, directory)
+    request = ledger.request
+    return Replay(
+        state,
+        directory,
+        keep={opened.inode for opened in ledger.open_handles()},
+        since=None if request is None else (request.journal_generation, request.journal_bytes),
+    )
 
 
 def _delete_strays(state: ViewState, directory: Path) -> None:

@@ -187,8 +187,13 @@ def _drop(
     if entry.is_link:
         edits.append(Remove(holder.number, inode_entry.name, 0))
     if file is not None and file.open_count:
-        edits.append(Orphan(inode))
+        edits.append(Orphan(inode, msgspec.structs.replace(file.named_entry(), nlink=0)))
     return edits, inode
+
+
+def _gone(child: Directory) -> Orphan:
+    """Return the edit for a directory without a name: somebody may still be in it."""
+    return Orphan(child.inode, msgspec.structs.replace(child.entry, content=b""))
 
 
 def _forget(state: ViewState, inode: int | None) -> None:
@@ -221,7 +226,8 @@ def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None
     child = state.child(parent, entry)
     if not child.is_empty():
         raise NotEmptyError(f"{name!r} is not empty")
-    state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name))])
+    edits: list[Edit] = [Remove(parent.number, name, parent.sequence_under(name)), _gone(child)]
+    state.record(now_ns, edits)
     _forget(state, child.inode)
 
 
@@ -277,7 +283,7 @@ def _replace(
         child = state.child(parent, target)
         if not child.is_empty():
             raise NotEmptyError(f"{target.name!r} is not empty")
-        return [], child.inode
+        return [_gone(child)], child.inode
     if entry.is_directory:
         raise NotADirectoryNameError(f"{target.name!r} is no directory")
     return _drop(state, parent, target, now_ns)

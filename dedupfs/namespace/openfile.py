@@ -393,7 +393,10 @@ class OpenFile:
 
         The staging file must be durable: the new journal does not repeat bytes.
         """
-        assert self.staging is not None
+        if self.buffer is not None:
+            return [Truncate(self.inode, 0), Write(self.inode, 0, bytes(self.buffer))]
+        if self.staging is None:
+            return []
         kept_bytes = 0 if self._new else self.recipe.size
         edits: list[Edit] = [
             Stage(self.inode, self.staging.number),

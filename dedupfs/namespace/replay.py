@@ -6,8 +6,11 @@ files are put together again from the journal and the staging files. Source: doc
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from dedupfs.errors import MissingRecordError, NamespaceError, StaleError
 from dedupfs.format.journal import (
@@ -24,7 +27,10 @@ from dedupfs.format.journal import (
     Write,
 )
 from dedupfs.format.tree import decode_extents, entry_references
+from dedupfs.model import TreeEntry
 from dedupfs.namespace.applying import apply
+from dedupfs.namespace.directory import CATALOG_SLOTS_START, Directory
+from dedupfs.namespace.inodes import ROOT_NUMBER, directory_number
 from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.settle import settle
@@ -45,6 +51,8 @@ class _Staged:
     """
 
     size: int
+    told_ns: int
+    """When the journal last told of the file."""
     writes: list[tuple[int, bytes]] = field(default_factory=list)
 
     def clip(self, size: int) -> None:
@@ -55,9 +63,26 @@ class _Staged:
 class Replay:
     """Applies one journal to a state whose root is the one that the journal names."""
 
-    def __init__(self, state: ViewState, directory: Path) -> None:
+    def __init__(
+        self,
+        state: ViewState,
+        directory: Path | None,
+        *,
+        keep: Collection[int] | None = None,
+        since: tuple[int, int] | None = None,
+    ) -> None:
+        """Make one for a journal in ``directory`` (None: nothing but places is in it).
+
+        ``keep``: the daemon before this one died, its mount lives on, and these inodes are open in
+        it: those without a name are kept, and so are directories without one. ``since``: generation
+        and length that the journal had before the last request of that daemon.
+        """
         self._state = state
         self._directory = directory
+        self._keep = keep
+        self._since = since
+        self.did_request = False
+        """Whether the request that began at ``since`` is in the journal."""
         self._lost: dict[int, int] = {}
         self._staged: dict[int, _Staged] = {}
 
@@ -67,9 +92,11 @@ class Replay:
         Raises:
             CorruptError, FormatVersionError: it is no journal. StoreError: the store failed.
         """
-        _, records = read_journal(data)
+        header, records = read_journal(data)
         valid_bytes = 0
         for edits, next_offset in records:
+            if self._since is not None and (header.generation, valid_bytes) >= self._since:
+                self.did_request |= any(self._is_of_request(edit) for edit in edits.edits)
             valid_bytes = next_offset
             for edit in edits.edits:
                 try:
@@ -82,18 +109,71 @@ class Replay:
     def _apply(self, edit: Edit, time_ns: int) -> None:
         if isinstance(edit, Place | Put | Remove | Attributes):
             apply(self._state, edit, time_ns)
+            if isinstance(edit, Put) and not edit.entry.is_directory:
+                self._note_told(edit, time_ns)
         elif isinstance(edit, Orphan):
-            file = self._state.files.get(edit.inode)
-            if file is not None:
-                file.orphan = True
+            self._orphan(edit)
         else:
             try:
                 file = self._state.open_file(edit.inode)
             except StaleError:
                 return  # a file that lost its name before the crash
-            if not file.orphan:
+            if not file.orphan or self._is_kept(file.inode):
                 self._apply_bytes(file, edit)
                 file.changed(time_ns or file.mtime_ns)
+                if file.inode in self._staged:
+                    self._staged[file.inode].told_ns = time_ns
+
+    def _is_of_request(self, edit: Edit) -> bool:
+        """Whether an edit is what a request asked for, and not what had to be said before it.
+
+        That is a place, or the entry of a snapshot that becomes the view's own.
+        """
+        if isinstance(edit, Put) and self._state.is_catalog and edit.directory == ROOT_NUMBER:
+            return edit.entry.slot >= CATALOG_SLOTS_START
+        return isinstance(edit, Put | Remove | Attributes)
+
+    def _note_told(self, edit: Put, time_ns: int) -> None:
+        holder = self._state.directories.get(edit.directory)
+        if holder is None or edit.entry.is_link or not self._staged:
+            return
+        staged = self._staged.get(self._state.inode_of(holder, edit.entry))
+        if staged is not None:
+            staged.told_ns = time_ns
+
+    def _is_kept(self, inode: int) -> bool:
+        return self._keep is not None and inode in self._keep
+
+    def _orphan(self, edit: Orphan) -> None:
+        state, entry = self._state, edit.entry
+        if entry is not None and entry.is_directory:
+            if self._keep is not None:
+                self._keep_directory(edit.inode, entry)
+            return
+        file = state.files.get(edit.inode)
+        if file is None and entry is not None and self._is_kept(edit.inode):
+            file = state.files[edit.inode] = OpenFile(state.store, state, edit.inode, entry)
+        if file is None:
+            return
+        file.orphan = True
+        if entry is not None:
+            file.entry = msgspec.structs.replace(
+                entry,
+                content=file.entry.content,
+                size=file.entry.size,
+                hole_bytes=file.entry.hole_bytes,
+            )
+            file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+
+    def _keep_directory(self, inode: int, entry: TreeEntry) -> None:
+        """Keep a directory without a name: it may be somebody's working directory."""
+        number = directory_number(inode)
+        found = self._state.directories.get(number)
+        if found is None:
+            found = Directory(self._state.trees, number, entry, self._state.root, {})
+            self._state.directories[number] = found
+        found.entry = entry
+        found.removed = True
 
     def _apply_bytes(
         self,
@@ -139,6 +219,7 @@ class Replay:
         if file.staging is not None:
             self._write_staged(file)
             self._settle(file)  # it was a pack already when the view was brought back last
+        assert self._directory is not None
         path = staging_path(self._directory, edit.staging)
         if self._state.store.disk.link_count(path) == 0:
             self._lost[file.inode] = edit.staging
@@ -148,13 +229,16 @@ class Replay:
         if file.cutter is not None:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more
         assert file.staging is not None
-        self._staged[file.inode] = _Staged(file.staging.size)
+        self._staged[file.inode] = _Staged(file.staging.size, file.mtime_ns)
         file.size = max(file.recipe.size, file.staging.size)
 
     def _write_staged(self, file: OpenFile) -> None:
         """Give the staging file what the journal has of it."""
         assert file.staging is not None
-        for start, data in self._staged.pop(file.inode).writes:
+        staged = self._staged.pop(file.inode)
+        if file.staging.mtime_ns > staged.told_ns:  # bytes that the staging file alone tells of
+            file.changed(file.staging.mtime_ns)
+        for start, data in staged.writes:
             file.staging.write(start, data)
 
     def _settle(self, file: OpenFile) -> None:
@@ -167,12 +251,18 @@ class Replay:
         raise MissingRecordError(f"inode {file.inode} cannot be settled: run 'dedupfs check'")
 
     def _drop_nameless(self) -> None:
-        """Forget files that have no name: their mount is gone, so nobody can have them open."""
+        """Forget files that have no name, unless their mount is there and somebody has them open.
+
+        Of those whose mount is gone nobody can.
+        """
         for inode, file in list(self._state.files.items()):
             try:
                 named = not file.orphan and self._state.locate(inode)[1].is_file
             except StaleError:
                 named = False
+            if not named and self._is_kept(inode):
+                self._state.held.add(inode)
+                file.orphan = named = True
             if not named:
                 self._lost.pop(inode, None)
                 self._state.discard(file)
@@ -183,9 +273,9 @@ class Replay:
                     self._write_staged(file)
         for inode, number in self._lost.items():
             log.error(
-                "staging file is missing: bytes of a changed file are lost inode=%d file=%s",
+                "staging file is missing: bytes of a changed file are lost inode=%d file=%08d",
                 inode,
-                staging_path(self._directory, number),
+                number,
             )
 
     def _is_pack(self, staging: Staging) -> bool:

@@ -37,6 +37,11 @@ class Staging:
         """Bytes that the file takes on disk, or will."""
         return os.fstat(self.file.fd).st_blocks * 512
 
+    @property
+    def mtime_ns(self) -> int:
+        """When its bytes changed last, by a clock that is some milliseconds late."""
+        return os.fstat(self.file.fd).st_mtime_ns
+
     def write(self, file_offset: int, data: bytes) -> None:
         """Write all of ``data``.
 

@@ -16,7 +16,7 @@ from dedupfs.errors import (
     StaleError,
     StoreFullError,
 )
-from dedupfs.format.journal import Attributes, Edit, Place, Put, Remove
+from dedupfs.format.journal import Attributes, Edit, Orphan, Place, Put, Remove
 from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
@@ -321,11 +321,19 @@ class ViewState:
 
     def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
         """Write edits about a file's bytes to the journal; the file applies them itself."""
+        if self.journal is None:
+            return
         file = self.files.get(inode)
-        if self.journal is None or (file is not None and file.orphan):
-            return  # bytes of a file without a name are not missed after a crash
+        if file is not None and file.orphan:  # for a daemon that takes over; no place to declare
+            self._append(time_ns, (), (), edits)
+            return
         self.materialize(self.inodes.home_of(inode)[0])
         self._append(time_ns, (), (inode,), edits)
+
+    def append_orphan(self, inode: int, entry: TreeEntry, time_ns: int) -> None:
+        """Journal what an inode without a name is now."""
+        if self.journal is not None:
+            self._append(time_ns, (), (), [Orphan(inode, entry)])
 
     def _append(
         self,

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Self
 
 from dedupfs.errors import InvalidError, ReadOnlyError, StoreFullError
+from dedupfs.format.tree import encode_view_root
 from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
 from dedupfs.namespace import attributes, names
 from dedupfs.namespace.attributes import AttrChange
 from dedupfs.namespace.fold import Folder
 from dedupfs.namespace.handles import HandleTable, SyncPlan
+from dedupfs.namespace.handover import LEDGER, NUMBERS, OWNER, VIEW_LOCK, Handover
 from dedupfs.namespace.inodes import ROOT_INODE
-from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare
+from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare, take_over
 from dedupfs.namespace.names import Caller
 from dedupfs.namespace.openfile import ReadPlan
 from dedupfs.namespace.room import Room
@@ -58,7 +60,8 @@ class View:
         self._store = store
         self._opened = opened
         self._state = opened.state
-        self._handles = HandleTable(opened.state, read_only=opened.row is None)
+        self.ledger = opened.ledger
+        self._handles = HandleTable(opened.state, opened.ledger, read_only=opened.row is None)
         self._folder = Folder(opened.state, opened.row) if opened.row is not None else None
         self._room = Room(store.path)
         self._first_change_s: float | None = None
@@ -95,6 +98,43 @@ class View:
     def open_read_only(cls, store: Store, *, snapshot: str | None = None) -> Self:
         """Look at the catalogue or a snapshot; nothing can be changed, and nothing is kept."""
         return cls(store, open_bare(store, snapshot))
+
+    @classmethod
+    def take_over(cls, store: Store, handover: Handover, mountpoint: str) -> Self:
+        """Go on with the view of a daemon that died: its open files are open, nothing is lost.
+
+        Raises:
+            StoreError: its root or its journal cannot be read.
+        """
+        if handover.root:
+            view = cls(store, open_bare(store, None, handover))
+        else:
+            view = cls(store, take_over(store, handover, mountpoint))
+        view._handles.restore()
+        return view
+
+    def handover(self) -> Handover:
+        """Return what another daemon needs to go on if this one dies."""
+        fds = {LEDGER: self.ledger.fd, OWNER: self._store.claim_owner()}
+        root = b""
+        if self._opened.bare is not None:
+            root = encode_view_root(self._opened.bare)
+            assert self._state.journal is not None
+            fds[NUMBERS] = self._state.journal.fd
+        if self._opened.lock is not None:
+            fds[VIEW_LOCK] = self._opened.lock.file.fd
+        return Handover(self.name, root, self._store.owner, fds)
+
+    @property
+    def did_request(self) -> bool:
+        """Whether the request that the ledger has in hand was done before the daemon died."""
+        return self._opened.did_request
+
+    def begin_request(self, opcode: int, inode: int, pid: int) -> None:
+        """Note what is about to be done, until ``ledger.end``."""
+        journal = self._state.journal
+        position = (journal.generation, journal.size) if journal is not None else (0, 0)
+        self.ledger.begin(opcode, inode, pid, position)
 
     @property
     def read_only(self) -> bool:
@@ -205,7 +245,11 @@ class View:
     def setattr(self, inode: int, change: AttrChange) -> Attr:
         """Change attributes; return all of them."""
         attributes.setattr_(self._state, inode, change, self._now())
-        return self._state.attr(inode)
+        attr = self._state.attr(inode)
+        if change.mtime_ns is not None or change.size is not None:
+            noted_ns = 0 if change.mtime_ns is not None else attr.mtime_ns
+            self._handles.note_mtime(inode, noted_ns)
+        return attr
 
     def getxattr(self, inode: int, name: bytes) -> bytes:
         """Return an extended attribute, ``user.dedupfs.*`` included."""

@@ -75,10 +75,21 @@ def lock_view(disk: Disk, store_path: Path, name: str, mountpoint: str) -> ViewL
         raise StoreBusyError(
             f"view {name!r} is in use by {who}{where}; unmount it, or take another view (--view)"
         )
+    _say_owner(disk, file, mountpoint)
+    return ViewLock(file)
+
+
+def adopt_lock(disk: Disk, store_path: Path, name: str, mountpoint: str, fd: int) -> ViewLock:
+    """Become the owner of a view whose lock comes with ``fd``: its last owner died."""
+    file = File(fd, view_directory(store_path, name) / LOCK_NAME)
+    _say_owner(disk, file, mountpoint)
+    return ViewLock(file)
+
+
+def _say_owner(disk: Disk, file: File, mountpoint: str) -> None:
     data = msgspec.json.encode(ViewOwner(os.getpid(), mountpoint))
     disk.truncate(file, 0)
     disk.pwrite(file, [data], 0)
-    return ViewLock(file)
 
 
 def _read_owner(disk: Disk, file: File) -> ViewOwner | None:

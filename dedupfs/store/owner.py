@@ -26,10 +26,18 @@ class Owner:
         self._file: File | None = None
         self.name = OWNER_PREFIX + secrets.token_hex(_TOKEN_BYTES).encode()
 
-    def claim(self) -> None:
-        """Take the lock, so that others see this process alive."""
-        if self._file is not None:
-            return
+    def adopt(self, name: bytes, fd: int) -> None:
+        """Go on as the process ``name``, whose lock comes with ``fd``: what it pinned is ours."""
+        self.name = name
+        self._file = File(fd, self._layout.owner_lock(name))
+
+    def claim(self) -> int:
+        """Take the lock, so that others see this process alive; return its descriptor."""
+        if self._file is None:
+            self._file = self._lock()
+        return self._file.fd
+
+    def _lock(self) -> File:
         path = self._layout.owner_lock(self.name)
         while True:
             file = self._disk.open(path, create=True)
@@ -39,7 +47,7 @@ class Owner:
                 break
         self._disk.truncate(file, 0)
         self._disk.pwrite(file, [f"{os.getpid()} {_command_line()}\n".encode()], 0)
-        self._file = file
+        return file
 
     @property
     def is_claimed(self) -> bool:

@@ -86,6 +86,22 @@ def release_dead_owners(store: Store) -> int:
     return len(dead)
 
 
+def drop_half_made(store: Store) -> None:
+    """Drop what the process left half made as which this one goes on (``Store.adopt_owner``)."""
+    with store.reading() as txn:
+        packs = [
+            decode_pack_key(key[len(META_MAKING) :])
+            for key, owner in txn.scan(Table.META, prefix=META_MAKING)
+            if owner == store.owner
+        ]
+    for pack in packs:
+        _remove_files(store, pack)
+    if packs:
+        with store.transaction() as changes:
+            for pack in packs:
+                changes.delete(Table.META, META_MAKING + encode_pack_key(pack))
+
+
 def _pin_owners(txn: ReadTxn) -> Iterator[bytes]:
     """Yield each process that has pins, skipping over its pins."""
     start = OWNER_PREFIX

@@ -179,6 +179,15 @@ class Store:
             self._files.close()
             self.db.close()
 
+    def claim_owner(self) -> int:
+        """Return a descriptor that, kept open anywhere, keeps this process's pins alive."""
+        return self._owner.claim()
+
+    def adopt_owner(self, owner: bytes, fd: int) -> None:
+        """Go on as a process that died, by the descriptor that kept its pins alive."""
+        self._owner.adopt(owner, fd)
+        self.owner = owner
+
     def _release_pins(self) -> None:
         """Let go of what this process held, so that nobody has to find out that it has ended."""
         try:
