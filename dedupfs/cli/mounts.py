@@ -81,15 +81,18 @@ def _serve(
     read_only: bool,
     allow_other: bool,
 ) -> None:
-    """Be the daemon. Everything heavy is imported here, behind the fork."""
+    """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
-        from dedupfs.fuse import server, session
+        from dedupfs.fuse import relay, server, session, supervisor
     except ImportError as exc:
         raise MountError(
             f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
         ) from exc
-    options = server.MountOptions(view, snapshot, ephemeral, read_only, allow_other)
+    options = server.MountOptions(
+        view, snapshot, ephemeral, read_only, allow_other, supervisor=os.getpid()
+    )
     if foreground:
+        os.chdir("/")  # a working directory below the mount would wait for ourselves
         background.log_to_stderr()
     mountpoint = session.prepare_mountpoint(mountpoint, store_path)
     if not read_only and snapshot is None:
@@ -97,7 +100,14 @@ def _serve(
     if not foreground and store_path.is_dir():
         run_directory = store_path / live.RUN_DIRECTORY
         background.log_to(run_directory / (options.stem + live.LOG_SUFFIX))
-    server.serve(store_path, mountpoint, options, ready)
+
+    def daemon(baton: relay.Baton | None, answers: server.Ready) -> None:
+        if baton is None:
+            server.serve(store_path, mountpoint, options, answers)
+        else:
+            server.resume(store_path, mountpoint, options, answers, baton)
+
+    supervisor.supervise(daemon, ready)
 
 
 def _tell_service_manager() -> None:
@@ -125,14 +135,17 @@ def umount(mountpoint: Path) -> None:
     if found is None:
         raise UsageError(f"{mountpoint} is not a mount point of dedupfs")
     daemon = live.daemon_at(Path(found.source), found.mountpoint)
-    if daemon is None and mountpoints.is_stale(found):
+    dead = daemon is None and mountpoints.is_stale(found)  # waits while a daemon takes over ...
+    if daemon is None and not dead:
+        daemon = live.daemon_at(Path(found.source), found.mountpoint)  # ... and so has done now
+    if dead:
         cleared = mountpoints.clear_stale(found.mountpoint)
         output.note(f"the daemon of {mountpoint} was dead; {cleared} dead mount(s) taken away")
         return
     if daemon is None:
         mountpoints.unmount(found.mountpoint)
         return
-    end = live.ProcessEnd(daemon.running.pid)
+    end = live.ProcessEnd(daemon.running.supervisor or daemon.running.pid)
     try:
         mountpoints.unmount(found.mountpoint)
         end.wait()

@@ -1,9 +1,12 @@
 """The INIT handshake with the kernel, with flags in our answer that libfuse does not know.
 
 libfuse is given one end of a socket pair as its device. The kernel's INIT goes to it through the
-pair; its answer comes back, gets our flags, and goes to the kernel; then the device takes the place
-of libfuse's end. Knows bytes and descriptors, no requests. Source: linux/include/uapi/linux/fuse.h
-(fuse_in_header, fuse_init_in, fuse_out_header, fuse_init_out), libfuse's lib/fuse_lowlevel.c.
+pair; its answer comes back, gets our flags, and goes to the kernel; then the device takes the
+place of libfuse's end. A daemon that takes over does the same with the INIT that was kept: then the
+kernel has its answer already, and is asked to send again what the dead daemon had not answered.
+Knows bytes and descriptors, not what requests mean. Source: linux/include/uapi/linux/fuse.h
+(fuse_in_header, fuse_init_in, fuse_out_header, fuse_init_out), fs/fuse/dev.c (fuse_resend),
+libfuse's lib/fuse_lowlevel.c.
 """
 
 import logging
@@ -11,6 +14,7 @@ import os
 import select
 import socket
 import struct
+from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,11 @@ _IN_OPCODE = struct.Struct("<II")  # fuse_in_header: length, opcode
 _INIT = 26
 _IN_FLAGS = 40 + 12  # behind fuse_in_header: major, minor, max_readahead, flags
 _OUT_FLAGS = 16 + 12  # behind fuse_out_header: the same
+_IN_FLAGS2 = _IN_FLAGS + 4
+_HAS_RESEND = 1 << 7  # FUSE_HAS_RESEND is bit 39
+_IN_HEADER = struct.Struct("<IIQQIII")  # length, opcode, unique, nodeid, uid, gid, pid
+_UNIQUE_RESEND = 1 << 63
+_NOTIFY_RESEND = struct.pack("<IiQ", 16, 7, 0)  # fuse_out_header: length, error = code, unique
 _U32 = struct.Struct("<I")
 
 
@@ -56,17 +65,62 @@ def offered_flags(request: bytes) -> int:
     return int(flags)
 
 
+def can_resend(request: bytes) -> bool:
+    """Whether the kernel that sent this INIT can send requests again (Linux 6.9)."""
+    if not offered_flags(request) or len(request) < _IN_FLAGS2 + _U32.size:
+        return False
+    (flags2,) = _U32.unpack_from(request, _IN_FLAGS2)
+    return bool(flags2 & _HAS_RESEND)
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A request that a daemon had taken when it died. ``body``: what follows the header."""
+
+    opcode: int
+    inode: int
+    pid: int
+    body: bytes
+
+
+def unanswered(device: int) -> list[Unanswered]:
+    """Look at the requests that a dead daemon had taken and not answered.
+
+    They stay unanswered: the handshake of the next daemon has the kernel send them once more.
+    """
+    found = []
+    os.set_blocking(device, False)
+    try:
+        os.write(device, _NOTIFY_RESEND)
+        while True:
+            request = os.read(device, _REQUEST_BYTES_MAX)
+            _length, opcode, unique, inode, _uid, _gid, pid = _IN_HEADER.unpack_from(request)
+            if unique & _UNIQUE_RESEND:
+                found.append(Unanswered(opcode, inode, pid, request[_IN_HEADER.size + 4 :]))
+    except BlockingIOError:
+        return found
+    except OSError as exc:  # the mount was taken away meanwhile: nobody waits for anything
+        log.info("connection is gone: %s", exc.strerror)
+        return found
+    finally:
+        os.set_blocking(device, True)
+
+
 class Handshake:
     """One handshake under way: ``session_fd`` is for libfuse, which owns it from then on."""
 
-    def __init__(self, device: int) -> None:
-        """Read the kernel's INIT from ``device``, just mounted, and pass it on."""
+    def __init__(self, device: int, init_request: bytes = b"") -> None:
+        """Read the kernel's INIT from ``device``, just mounted, and pass it on.
+
+        ``init_request``: the one that the daemon had read which this one takes over from.
+        """
         self._device = device
+        self._repeats = bool(init_request)
         session, self._proxy = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.session_fd = session.detach()
-        request = os.read(device, _REQUEST_BYTES_MAX)
-        self._offered = offered_flags(request)
-        self._proxy.send(request)
+        self.request = init_request or os.read(device, _REQUEST_BYTES_MAX)
+        self._offered = offered_flags(self.request)
+        self._proxy.send(self.request)
         self._answered = select.poll()
         self._answered.register(self._proxy, select.POLLIN)
         self.flags = 0
@@ -77,7 +131,9 @@ class Handshake:
         if not self._answered.poll(0):
             return False
         reply = self._proxy.recv(_REQUEST_BYTES_MAX)
-        os.write(self._device, answer_with(reply, self._offered))
+        os.write(
+            self._device, _NOTIFY_RESEND if self._repeats else answer_with(reply, self._offered)
+        )
         self.flags = self._offered & WANTED
         os.dup2(self._device, self.session_fd, inheritable=False)
         self.close()

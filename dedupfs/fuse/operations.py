@@ -2,6 +2,8 @@
 
 Translates in, calls, translates out; decides nothing. Knows no store. Every handler runs on the
 trio thread; what lies between two awaits is atomic, and a thread only ever gets a frozen plan.
+Handlers that change names do so without an await, so at most one of them can be done and not
+answered when this process dies: ``once`` notes which, for the daemon that takes over.
 Source: pyfuse3's rst/operations.rst and rst/general.rst, fuse(4).
 """
 
@@ -18,10 +20,12 @@ from dedupfs.errors import (
     DedupfsError,
     FileLimitError,
     NamespaceError,
+    NoAttributeError,
     NotFoundError,
     StoreError,
     StoreFullError,
 )
+from dedupfs.fuse import repeats
 from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
@@ -30,6 +34,7 @@ from dedupfs.fuse.attrs import (
     to_entry,
     to_statvfs,
 )
+from dedupfs.fuse.handshake import Unanswered
 from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
@@ -92,11 +97,18 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False  # a view is not asked for "." and ".."
     enable_acl = True  # the kernel checks ACLs; the view keeps them in step with mode bits
 
-    def __init__(self, view: View, on_init: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        view: View,
+        on_init: Callable[[], None] = lambda: None,
+        *,
+        done: Unanswered | None = None,
+    ) -> None:
+        """``done``: the request that the daemon before this one had done and not answered."""
         super().__init__()
+        self._done = done
         self._view = view
         self._on_init = on_init
-        self._volatile_handles: set[int] = set()
         self._in_threads = 0
         if log.isEnabledFor(logging.DEBUG):
             for name in _HANDLERS:
@@ -109,6 +121,27 @@ class Operations(pyfuse3.Operations):
     def is_idle(self) -> bool:
         """Whether no request waits for a thread."""
         return self._in_threads == 0
+
+    def answered(self) -> None:
+        """The last request that was dealt with without an await has its answer."""
+        self._view.ledger.end()
+
+    def begin(self, opcode: int, inode: int, pid: int) -> None:
+        """Note a request that is about to be done."""
+        self._view.begin_request(opcode, inode, pid)
+
+    def take_done(self, opcode: int, inode: int, pid: int) -> bool:
+        """Whether this request was done by the daemon before this one; said repeats."""
+        done = self._done
+        if done is None or (done.opcode, done.inode, done.pid) != (opcode, inode, pid):
+            return False
+        self._done = None
+        return True
+
+    def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Return what a name stands for."""
+        attr = self._view.lookup(parent_inode, name)
+        return to_entry(attr, self._timeout_s(parent_inode))
 
     async def _in_thread(self, run: Callable[[], R]) -> R:
         self._in_threads += 1
@@ -135,6 +168,7 @@ class Operations(pyfuse3.Operations):
             return absent_entry(timeout_s)
 
     @reply
+    @repeats.once(repeats.MKNOD, repeats.entry_again)
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -142,6 +176,7 @@ class Operations(pyfuse3.Operations):
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
+    @repeats.once(repeats.MKDIR, repeats.entry_again)
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -149,6 +184,7 @@ class Operations(pyfuse3.Operations):
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
+    @repeats.once(repeats.SYMLINK, repeats.entry_again)
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -156,6 +192,7 @@ class Operations(pyfuse3.Operations):
         return to_entry(attr, self._timeout_s(parent_inode))
 
     @reply
+    @repeats.once(repeats.LINK, repeats.link_again, inode_at=1)
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -163,14 +200,17 @@ class Operations(pyfuse3.Operations):
         return to_entry(attr, self._timeout_s(new_parent_inode))
 
     @reply
+    @repeats.once(repeats.UNLINK, repeats.nothing_again)
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.unlink(parent_inode, name)
 
     @reply
+    @repeats.once(repeats.RMDIR, repeats.nothing_again)
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.rmdir(parent_inode, name)
 
     @reply
+    @repeats.once(repeats.RENAME, repeats.nothing_again)
     async def rename(
         self,
         parent_inode_old: int,
@@ -209,6 +249,7 @@ class Operations(pyfuse3.Operations):
         return True  # with default_permissions the kernel has checked already
 
     @reply
+    @repeats.once(repeats.SETXATTR)
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
@@ -216,6 +257,8 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if self.take_done(repeats.SETXATTR, inode, ctx.pid):
+            raise NoAttributeError("it was not set before this XATTR_CREATE, which is done again")
         return self._view.getxattr(inode, name)
 
     @reply
@@ -223,12 +266,14 @@ class Operations(pyfuse3.Operations):
         return self._view.listxattr(inode)
 
     @reply
+    @repeats.once(repeats.REMOVEXATTR, repeats.nothing_again)
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.removexattr(inode, name)
 
     # --- files ------------------------------------------------------------------------------------
 
     @reply
+    @repeats.once(repeats.CREATE, repeats.create_again)
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -237,6 +282,7 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), entry
 
     @reply
+    @repeats.once(repeats.OPEN)
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         handle = self._view.open(inode, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
@@ -278,15 +324,13 @@ class Operations(pyfuse3.Operations):
     # --- directories ------------------------------------------------------------------------------
 
     @reply
+    @repeats.once(repeats.OPENDIR)
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        handle = self._view.opendir(inode)
-        if self._view.is_volatile(inode):
-            self._volatile_handles.add(handle)
-        return handle
+        return self._view.opendir(inode)
 
     @reply
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        timeout_s = VOLATILE_S if fh in self._volatile_handles else FOREVER_S
+        timeout_s = self._timeout_s(self._view.directory_of(fh))
         for cookie, name, attr in self._view.readdir(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, to_entry(attr, timeout_s), cookie):
                 break
@@ -298,7 +342,6 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def releasedir(self, fh: int) -> None:
-        self._volatile_handles.discard(fh)
         self._view.releasedir(fh)
 
     # --- the whole --------------------------------------------------------------------------------

@@ -12,20 +12,26 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from dedupfs.errors import DedupfsError, MountError
+from dedupfs.fuse import repeats
 from dedupfs.fuse.control import ControlServer
+from dedupfs.fuse.handshake import Unanswered, unanswered
 from dedupfs.fuse.housekeeping import Housekeeper
 from dedupfs.fuse.operations import Operations
+from dedupfs.fuse.relay import Baton
 from dedupfs.fuse.session import MountFlags, Session, prepare_mountpoint
 from dedupfs.namespace import live
+from dedupfs.namespace.handover import OWNER
+from dedupfs.namespace.ledger import Ledger
 from dedupfs.namespace.view import View
 from dedupfs.namespace.views import remove_dead_ephemeral
+from dedupfs.store.space import drop_half_made
 from dedupfs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,12 +48,14 @@ class MountOptions:
     ephemeral: bool = False
     read_only: bool = False
     allow_other: bool = False
+    supervisor: int = 0
+    """Process that starts another daemon when this one dies; 0: there is none."""
 
     @property
     def stem(self) -> str:
         """Name, without suffix, of this mount's files in the run directory; for this process."""
         if self.ephemeral or self.read_only:
-            return live.anonymous_stem(os.getpid())
+            return live.anonymous_stem(self.supervisor or os.getpid())
         return live.stem(self.view)
 
 
@@ -57,10 +65,12 @@ def ensure_store(store_path: Path) -> None:
         Store.create(store_path).close()
 
 
-def serve(
-    store_path: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
-) -> None:
-    """Mount and serve until the mount is gone; ``ready`` is called when it answers.
+Ready = Callable[[Baton | None], None]
+"""Called when requests are answered, with what another daemon would need to go on, if one can."""
+
+
+def serve(store_path: Path, mountpoint: Path, options: MountOptions, ready: Ready) -> None:
+    """Mount and serve until the mount is gone.
 
     Raises:
         DedupfsError: it could not be mounted, or its end was not in order.
@@ -72,6 +82,39 @@ def serve(
         with opened_view(store, options, mountpoint) as view:
             serve_view(view, store_path, mountpoint, options, ready)
     log.info("ended mountpoint=%s", mountpoint)
+
+
+def resume(
+    store_path: Path, mountpoint: Path, options: MountOptions, ready: Ready, baton: Baton
+) -> None:
+    """Go on where a daemon died under its mount, which this one must not look at.
+
+    Raises:
+        DedupfsError: it could not be done, or the mount's end was not in order.
+    """
+    handover = baton.handover
+    with Store.open(store_path) as store:
+        store.adopt_owner(handover.owner, handover.fds[OWNER])
+        drop_half_made(store)
+        done = _request_done(baton.device, handover.ledger)
+        with closing(View.take_over(store, handover, os.fspath(mountpoint))) as view:
+            if done is not None and not (view.did_request and repeats.is_harmful(done)):
+                done = None
+            lost = Lost(baton.device, done)
+            serve_view(view, store_path, mountpoint, options, ready, lost)
+    log.info("ended mountpoint=%s", mountpoint)
+
+
+def _request_done(device: int, ledger: Ledger) -> Unanswered | None:
+    """Return the request that the dead daemon had in hand, if it was not answered.
+
+    What it opened is closed: the answer that told of it was never sent.
+    """
+    request = ledger.request
+    found = repeats.find(request, unanswered(device))
+    if found is not None and request is not None and request.handle:
+        ledger.close_handle(request.handle)
+    return found
 
 
 def _remove_dead_views(store: Store) -> None:
@@ -105,10 +148,11 @@ def serve_view(
     store_path: Path,
     mountpoint: Path,
     options: MountOptions,
-    ready: Callable[[], None],
+    ready: Ready,
+    lost: "Lost | None" = None,
 ) -> None:
-    """Mount an open view and serve it."""
-    mount = LiveMount(view, store_path, mountpoint, options, ready)
+    """Mount an open view and serve it; with ``lost``, go on with a mount that is there."""
+    mount = LiveMount(view, store_path, mountpoint, options, ready, lost)
     try:
         trio.run(mount.run)
     except ExceptionGroup as group:  # trio wraps whatever leaves a nursery
@@ -128,6 +172,14 @@ def _the_one_that_matters(group: ExceptionGroup[Exception]) -> Exception:
     return MountError(f"the connection to the kernel broke: {first}")
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What is left of a dead daemon: its connection, and the request that it had done at last."""
+
+    device: int
+    done: Unanswered | None
+
+
 class LiveMount:
     """One mount while it is being served."""
 
@@ -137,9 +189,11 @@ class LiveMount:
         store_path: Path,
         mountpoint: Path,
         options: MountOptions,
-        ready: Callable[[], None],
+        ready: Ready,
+        lost: Lost | None,
     ) -> None:
         self._view = view
+        self._lost = lost
         self._mountpoint = mountpoint
         self._options = options
         self._store_path = store_path
@@ -161,16 +215,24 @@ class LiveMount:
             nursery.cancel_scope.cancel()
 
     def _mount(self) -> Session:
+        if self._lost is not None:
+            return self._go_on(self._lost)
         operations = Operations(self._view, on_init=self._answering.set)
         flags = MountFlags(self._options.read_only, self._options.allow_other)
         session = Session.mount(
-            operations,
-            self._mountpoint,
-            self._store_path,
-            flags,
-            is_idle=operations.is_idle,
+            operations, self._mountpoint, self._store_path, flags, pace=operations
         )
+        self._view.ledger.init_request = session.init_request
         log.info("mounted store=%s mountpoint=%s", self._store_path, self._mountpoint)
+        return session
+
+    def _go_on(self, lost: Lost) -> Session:
+        operations = Operations(self._view, on_init=self._answering.set, done=lost.done)
+        init_request = self._view.ledger.init_request
+        session = Session.resume(
+            operations, self._mountpoint, lost.device, init_request, operations
+        )
+        log.warning("took over store=%s mountpoint=%s", self._store_path, self._mountpoint)
         return session
 
     async def _serve(self, session: Session) -> None:
@@ -187,6 +249,7 @@ class LiveMount:
             view="" if self._options.read_only else self._view.name,
             mountpoint=os.fspath(self._mountpoint),
             read_only=self._options.read_only,
+            supervisor=self._options.supervisor,
         )
         name = self._options.stem + live.SOCKET_SUFFIX
         path = self._store_path / live.RUN_DIRECTORY / name
@@ -203,8 +266,12 @@ class LiveMount:
 
     async def _announce(self, session: Session) -> None:
         await self._answering.wait()  # INIT is answered in the same step that set this
+        if self._lost is not None:
+            self._ready(None)
+            return
         session.raise_read_ahead()
-        self._ready()
+        can_go_on = bool(session.init_request)
+        self._ready(Baton.of(session.device, self._view.handover()) if can_go_on else None)
 
     async def _end_when_asked(self, session: Session) -> None:
         """Unmount while requests are still answered, then end the session."""

@@ -13,15 +13,15 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pyfuse3
 
 from dedupfs.errors import MountError
 from dedupfs.fuse import mountpoints
-from dedupfs.fuse.handshake import Handshake
+from dedupfs.fuse.handshake import Handshake, can_resend
 from dedupfs.fuse.mountpoints import MountBusyError
 from dedupfs.fuse.waiting import Waiter, can_replace
 
@@ -75,11 +75,25 @@ def prepare_mountpoint(mountpoint: Path, store_path: Path) -> Path:
     return resolved
 
 
+class Pace(Protocol):
+    """What a session asks its operations while it waits for requests."""
+
+    def is_idle(self) -> bool:
+        """Whether no request waits for a thread."""
+        ...
+
+    def answered(self) -> None:
+        """The last request that was dealt with without an await has its answer."""
+        ...
+
+
 class Session:
     """A mounted connection that pyfuse3 serves; one per process, since pyfuse3 has one."""
 
-    def __init__(self, mountpoint: Path) -> None:
+    def __init__(self, mountpoint: Path, device: int) -> None:
+        """``device`` becomes libfuse's descriptor of the connection; pyfuse3 closes it."""
         self.mountpoint = mountpoint
+        self.device = device
         self._handshake: Handshake | None = None
         self._waiter: Waiter | None = None
 
@@ -96,12 +110,12 @@ class Session:
         source: Path,
         flags: MountFlags,
         *,
-        is_idle: Callable[[], bool] | None = None,
+        pace: "Pace | None" = None,
     ) -> "Session":
         """Mount on a prepared mount point; ``source`` is what the mount table shows as device.
 
-        With ``is_idle`` (whether no request waits for a thread) the session makes its own handshake
-        and spins before it parks, where this pyfuse3 lets it; without, it is plain pyfuse3.
+        With ``pace`` the session makes its own handshake and spins before it parks, where this
+        pyfuse3 lets it; without, it is plain pyfuse3.
 
         Raises:
             MountError: in words that say what to do.
@@ -109,23 +123,57 @@ class Session:
         as_root = os.geteuid() == 0
         mount = _mount_as_root if as_root else _mount_as_user
         device = mount(mountpoint, os.fsencode(source), flags)
-        session = cls(mountpoint)
-        session_fd = device
-        if is_idle is not None and can_replace():
+        session = cls(mountpoint, device)
+        if pace is not None and can_replace():
             session._handshake = Handshake(device)
-            session_fd = session._handshake.session_fd
         try:
-            pyfuse3.init(operations, f"/dev/fd/{session_fd}", set())
-        except RuntimeError as exc:
-            if session._handshake is not None:
-                session._handshake.close()
-            os.close(session_fd)
+            session._begin(operations, pace)
+        except MountError:
             mountpoints.unmount(mountpoint, lazy=True)
-            raise MountError(f"libfuse refused the session: {exc}") from exc
-        if session._handshake is not None and is_idle is not None:
-            session._waiter = Waiter(session_fd, is_idle)
-            session._waiter.install(before=session._handshake.finish)
+            raise
         return session
+
+    @classmethod
+    def resume(
+        cls,
+        operations: pyfuse3.Operations,
+        mountpoint: Path,
+        device: int,
+        init_request: bytes,
+        pace: "Pace",
+    ) -> "Session":
+        """Go on with a connection whose daemon died; the kernel sends again what is unanswered.
+
+        Raises:
+            MountError: libfuse refused.
+        """
+        if not can_replace():
+            raise MountError("this pyfuse3 cannot take a connection over")
+        session = cls(mountpoint, device)
+        session._handshake = Handshake(device, init_request)
+        session._begin(operations, pace)
+        return session
+
+    def _begin(self, operations: pyfuse3.Operations, pace: "Pace | None") -> None:
+        if self._handshake is not None:
+            self.device = self._handshake.session_fd
+        try:
+            pyfuse3.init(operations, f"/dev/fd/{self.device}", set())
+        except RuntimeError as exc:
+            if self._handshake is not None:
+                self._handshake.close()
+            os.close(self.device)
+            raise MountError(f"libfuse refused the session: {exc}") from exc
+        if self._handshake is not None and pace is not None:
+            self._waiter = Waiter(self.device, pace.is_idle, pace.answered)
+            self._waiter.install(before=self._handshake.finish)
+
+    @property
+    def init_request(self) -> bytes:
+        """The kernel's INIT, if another daemon can go on with it when this one dies."""
+        if self._handshake is None or not can_resend(self._handshake.request):
+            return b""
+        return self._handshake.request
 
     async def serve(self) -> None:
         """Answer requests until the mount is gone or ``stop`` was called."""

@@ -30,9 +30,16 @@ def can_replace() -> bool:
 class Waiter:
     """Stands in for pyfuse3's own waiting while it is installed."""
 
-    def __init__(self, session_fd: int, is_idle: Callable[[], bool]) -> None:
-        """``is_idle``: whether no request waits for a thread."""
+    def __init__(
+        self, session_fd: int, is_idle: Callable[[], bool], answered: Callable[[], None]
+    ) -> None:
+        """``is_idle``: whether no request waits for a thread.
+
+        ``answered`` is called before each look for a request: the last one that was dealt with
+        without an await has its answer.
+        """
         self._is_idle = is_idle
+        self._answered = answered
         self._park: Callable[[], Awaitable[bool]] = getattr(pyfuse3, _NAME)
         self._requests = select.poll()
         self._requests.register(session_fd, select.POLLIN)
@@ -55,6 +62,7 @@ class Waiter:
             if not self._before():
                 return await self._park()
             self._before = None
+        self._answered()
         while True:
             now_ns = time.perf_counter_ns()
             if now_ns - self._turn_ns > TURN_NS:

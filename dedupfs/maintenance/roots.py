@@ -193,7 +193,7 @@ class RootFinder:
         why = "its directory holds no journal"
         for path in self._journals(directory):
             try:
-                header, records = read_journal(path.read_bytes())
+                header, _start, records = read_journal(path.read_bytes())
             except (DedupfsError, OSError) as exc:
                 why = f"{path}: {exc}"
                 continue

@@ -218,15 +218,24 @@ class HandleTable:
         self._listings[handle] = listing
         return handle
 
+    def directory(self, handle: int) -> Directory:
+        """Return the directory behind a handle.
+
+        Raises:
+            StaleError: it was open in a daemon that died, and could not be found again.
+        """
+        listing = self._listings.get(handle)
+        if listing is None:
+            raise StaleError(f"directory handle {handle} is not open")
+        return listing.directory
+
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
         """Yield (cookie, name, attributes) of the entries behind ``cookie``, in slot order.
 
         A cookie means the same entry in every handle and for ever, so entries may come and go.
         """
-        listing = self._listings.get(handle)
-        if listing is None:
-            raise StaleError(f"directory handle {handle} is not open")
-        directory = listing.directory
+        directory = self.directory(handle)
+        listing = self._listings[handle]
         if cookie == 0 or not listing.slots:
             pairs = sorted((entry.slot, entry.name) for entry in directory.entries())
             listing.slots = [slot for slot, _ in pairs]

@@ -5,6 +5,7 @@ back was freed. Knows no FUSE and no supervisor.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dedupfs.namespace.ledger import Ledger
 
@@ -14,7 +15,7 @@ VIEW_LOCK = "view lock"
 NUMBERS = "numbers"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Handover:
     """A mount's state beyond its store. ``view`` is empty for a read-only mount.
 
@@ -29,6 +30,7 @@ class Handover:
     owner: bytes
     fds: dict[str, int] = field(default_factory=dict)
 
+    @cached_property
     def ledger(self) -> Ledger:
-        """Return the ledger of the daemon that died."""
+        """The ledger of the daemon that died."""
         return Ledger(self.fds[LEDGER])

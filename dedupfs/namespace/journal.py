@@ -94,8 +94,8 @@ class Journal:
         self._disk.unlink(self.path)
 
 
-def read_journal(data: bytes) -> tuple[JournalHeader, Iterator[tuple[Edits, int]]]:
-    """Return the header and the records, each with the offset behind it, up to a torn tail.
+def read_journal(data: bytes) -> tuple[JournalHeader, int, Iterator[tuple[Edits, int]]]:
+    """Return the header, its length, and the records up to a torn tail with the offset behind each.
 
     Nothing behind the first record that is cut short or fails its checksum can be trusted: a power
     cut may leave any of the last blocks unwritten.
@@ -114,4 +114,4 @@ def read_journal(data: bytes) -> tuple[JournalHeader, Iterator[tuple[Edits, int]
                 return
             yield edits, journal_offset
 
-    return header, records()
+    return header, start, records()

@@ -92,11 +92,11 @@ def open_bare(store: Store, snapshot: str | None, handover: Handover | None = No
         directory=None,
     )
     data = store.disk.pread(file, store.disk.size(file), 0)
-    valid_bytes = Replay(state, None).run(data) or decode_header(data)[1]
+    valid_bytes = Replay(state, None).run(data)
     state.journal = Journal(store.disk, file.path, file, valid_bytes, 0)
     if bare.base:
         state.lease(bare.root)
-    ledger = Ledger() if handover is None else handover.ledger()
+    ledger = Ledger() if handover is None else handover.ledger
     return Opened(state, ledger=ledger, bare=bare)
 
 
@@ -119,7 +119,7 @@ def take_over(store: Store, handover: Handover, mountpoint: str) -> Opened:
     row = find_view(store, name)
     if row is None:
         raise StoreError(f"view {name!r} is gone from {store.path}")
-    opened = _revive(store, row, lock, handover.ledger())
+    opened = _revive(store, row, lock, handover.ledger)
     opened.ephemeral = name.startswith(EPHEMERAL_PREFIX)
     return opened
 
@@ -203,7 +203,7 @@ def _revive(store: Store, row: ViewRow, lock: ViewLock, ledger: Ledger | None = 
     directory = view_directory(store.path, row.name)
     root = decode_view_root(store.get(row.root_id, RecordKind.VIEW_ROOT))
     data = _read_journal(store, journal_path(directory, row.generation))
-    header, next_offset = _header(data, row, directory)
+    header = _header(data, row, directory)
     state = ViewState(
         store,
         root.root,
@@ -218,7 +218,7 @@ def _revive(store: Store, row: ViewRow, lock: ViewLock, ledger: Ledger | None = 
             state.held.add(0)
     state.next_staging = _sweep(store, directory, row.generation)
     replay = _replay(state, directory, ledger)
-    valid_bytes = replay.run(data) or next_offset
+    valid_bytes = replay.run(data)
     path = journal_path(directory, row.generation)
     state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation)
     _delete_strays(state, directory)
@@ -263,9 +263,9 @@ def _read_journal(store: Store, path: Path) -> bytes:
     return store.disk.pread(file, store.disk.size(file), 0)
 
 
-def _header(data: bytes, row: ViewRow, directory: Path) -> tuple[JournalHeader, int]:
+def _header(data: bytes, row: ViewRow, directory: Path) -> JournalHeader:
     try:
-        header, next_offset = decode_header(data)
+        header, _ = decode_header(data)
     except TornRecordError as exc:  # it was durable before the index named it
         raise CorruptError(f"{journal_path(directory, row.generation)}: {exc}") from exc
     if (header.view_id, header.generation) != (row.view_id, row.generation):
@@ -273,7 +273,7 @@ def _header(data: bytes, row: ViewRow, directory: Path) -> tuple[JournalHeader, 
             f"{journal_path(directory, row.generation)} belongs to view {header.view_id}, "
             f"generation {header.generation}, not {row.view_id}, {row.generation}"
         )
-    return header, next_offset
+    return header
 
 
 def _sweep(store: Store, directory: Path, generation: int) -> int:

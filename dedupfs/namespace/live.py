@@ -71,6 +71,8 @@ class Running(msgspec.Struct, frozen=True, tag="running"):
     view: str
     mountpoint: str
     read_only: bool
+    supervisor: int = 0
+    """The process that starts another daemon if this one dies, 0 if there is none."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

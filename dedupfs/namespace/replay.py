@@ -92,8 +92,7 @@ class Replay:
         Raises:
             CorruptError, FormatVersionError: it is no journal. StoreError: the store failed.
         """
-        header, records = read_journal(data)
-        valid_bytes = 0
+        header, valid_bytes, records = read_journal(data)
         for edits, next_offset in records:
             if self._since is not None and (header.generation, valid_bytes) >= self._since:
                 self.did_request |= any(self._is_of_request(edit) for edit in edits.edits)

@@ -347,6 +347,10 @@ class View:
         """Open a directory for listing; return its handle."""
         return self._handles.opendir(inode)
 
+    def directory_of(self, handle: int) -> int:
+        """Return the inode of an open directory."""
+        return self._handles.directory(handle).inode
+
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
         """Yield (cookie, name, attributes) of the entries behind ``cookie``."""
         return self._handles.readdir(handle, cookie)

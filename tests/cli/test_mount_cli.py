@@ -84,9 +84,9 @@ def test_mount_makes_a_store_and_returns_when_it_answers(place: Place) -> None:
     mnt = place.mountpoint()
     place.dedupfs("mount", "store", "mnt")
     (mnt / "f").write_bytes(b"kept")
-    pid = place.daemon().pid
-    assert os.getsid(pid) == pid
-    end = live.ProcessEnd(pid)
+    running = place.daemon()
+    assert os.getsid(running.pid) == running.supervisor
+    end = live.ProcessEnd(running.pid)
     place.dedupfs("umount", "mnt")
     assert not is_mounted(mnt)
     assert end.wait(timeout_s=0)
@@ -195,9 +195,10 @@ def test_umount_of_what_is_busy_dead_or_no_mount(place: Place) -> None:
         said = place.dedupfs("umount", "mnt", code=errors.MountError.exit_code)
         assert "in use" in said
         assert "fuser" in said
-    pid = place.daemon().pid
-    end = live.ProcessEnd(pid)
-    os.kill(pid, signal.SIGKILL)
+    running = place.daemon()
+    end = live.ProcessEnd(running.pid)
+    os.kill(running.supervisor, signal.SIGKILL)
+    os.kill(running.pid, signal.SIGKILL)
     assert end.wait(TIMEOUT_S)
     end.close()
     place.dedupfs("umount", "mnt")

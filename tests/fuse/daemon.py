@@ -34,7 +34,7 @@ def main(store: str, mountpoint: str, options: dict[str, Any]) -> int:
             Path(store),
             Path(mountpoint),
             server.MountOptions(**options),
-            lambda: say(sys.stdout, "ready"),
+            lambda _baton: say(sys.stdout, "ready"),
         )
     except DedupfsError as exc:
         say(sys.stderr, f"{type(exc).__name__}: {exc}")

@@ -28,7 +28,7 @@ def main(directory: Path, mountpoint: Path) -> None:
     resolved = session.prepare_mountpoint(mountpoint, directory)
     view = cast(View, BuggyView())
     options = server.MountOptions()
-    server.serve_view(view, directory, resolved, options, lambda: say(sys.stdout, "ready"))
+    server.serve_view(view, directory, resolved, options, lambda _baton: say(sys.stdout, "ready"))
 
 
 if __name__ == "__main__":

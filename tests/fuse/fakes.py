@@ -24,6 +24,8 @@ from dedupfs.errors import (
     StaleError,
 )
 from dedupfs.model import Attr, SnapshotInfo, TreeEntry
+from dedupfs.namespace.handover import Handover
+from dedupfs.namespace.ledger import Ledger
 from dedupfs.namespace.view import AttrChange, Caller, StatFs, View
 
 ROOT = 1
@@ -84,6 +86,7 @@ class FakeView:
         self.calls: list[str] = []
         self.closed = False
         self.fold_wanted = False
+        self.ledger = Ledger()
         self._failures: dict[str, Exception] = {}
         self._add(stat.S_IFDIR | 0o755, Caller(os.geteuid(), os.getegid()))
 
@@ -265,6 +268,15 @@ class FakeView:
         self._call("opendir")
         self._directory(inode)
         return self._open(inode)
+
+    def directory_of(self, handle: int) -> int:
+        return self.handles[handle]
+
+    def handover(self) -> Handover:
+        return Handover(self.name, b"", b"", {})
+
+    def begin_request(self, opcode: int, inode: int, pid: int) -> None:
+        self.ledger.begin(opcode, inode, pid, (0, 0))
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
         self._call("readdir")

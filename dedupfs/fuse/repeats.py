@@ -1,0 +1,125 @@
+"""Requests that must not be done twice, though the kernel may send them again.
+
+A daemon that took over is sent what the dead one had taken and not answered. Handlers that change
+names do so without an await, so at most one request can be done and not answered: it is noted
+before it begins, and answered here without being done when it comes again. Knows which requests
+these are, not what they do. Source: linux/include/uapi/linux/fuse.h (opcodes, fuse_setxattr_in).
+"""
+
+import functools
+import os
+import struct
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar, cast
+
+import pyfuse3
+
+from dedupfs.fuse.handshake import Unanswered
+from dedupfs.namespace.attributes import XATTR_CREATE
+from dedupfs.namespace.ledger import RequestInHand
+
+SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN = 6, 8, 9, 10, 11, 12, 13, 14
+SETXATTR, REMOVEXATTR, OPENDIR, CREATE = 21, 24, 27, 35
+_RENAME2 = 45
+_SETXATTR_IN = struct.Struct("<II")  # size, flags
+
+
+class Repeating(Protocol):
+    """What the operations of a mount must be able to say and do for this."""
+
+    def begin(self, opcode: int, inode: int, pid: int) -> None:
+        """Note a request that is about to be done."""
+        ...
+
+    def take_done(self, opcode: int, inode: int, pid: int) -> bool:
+        """Whether this request was done by the daemon before this one; said once."""
+        ...
+
+    def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Return what a name stands for."""
+        ...
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file."""
+        ...
+
+
+Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+Again = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def once(
+    opcode: int, again: Again | None = None, *, inode_at: int = 0
+) -> Callable[[Handler], Handler]:
+    """Note each call of a handler before it is done.
+
+    ``again`` answers the one that was done and not answered; without, doing it again does no harm,
+    but what it opened must be known. ``inode_at``: which argument is the inode of the request's
+    header; the last one is its context.
+    """
+
+    def wrap(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def noted(operations: Repeating, *args: Any) -> Any:
+            inode, pid = args[inode_at], args[-1].pid
+            if again is not None and operations.take_done(opcode, inode, pid):
+                return await again(operations, *args)
+            operations.begin(opcode, inode, pid)
+            return await handler(operations, *args)
+
+        return cast(Handler, noted)
+
+    return wrap
+
+
+async def entry_again(
+    operations: Repeating, parent_inode: int, name: bytes, *_rest: object
+) -> pyfuse3.EntryAttributes:
+    """Answer what made a name."""
+    return operations.entry(parent_inode, name)
+
+
+async def link_again(
+    operations: Repeating, _inode: int, new_parent_inode: int, new_name: bytes, *_rest: object
+) -> pyfuse3.EntryAttributes:
+    """Answer what made one more name."""
+    return operations.entry(new_parent_inode, new_name)
+
+
+async def create_again(
+    operations: Repeating,
+    parent_inode: int,
+    name: bytes,
+    _mode: int,
+    flags: int,
+    ctx: pyfuse3.RequestContext,
+) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+    """Answer what made a file and opened it: the handle died with its daemon."""
+    entry = operations.entry(parent_inode, name)
+    return await operations.open(entry.st_ino, flags & ~os.O_TRUNC, ctx), entry
+
+
+async def nothing_again(*_args: object) -> None:
+    """Answer what has no answer but that it is done."""
+
+
+def find(request: RequestInHand | None, unanswered: list[Unanswered]) -> Unanswered | None:
+    """Return the request that was in hand, if it has no answer yet.
+
+    A thread waits for its request, so it has one; and the note is taken back before the next
+    request is read. So one that the kernel sends again and that looks like the one noted is it.
+    """
+    if request is None:
+        return None
+    for found in unanswered:
+        opcode = RENAME if found.opcode == _RENAME2 else found.opcode
+        if (opcode, found.inode, found.pid) == (request.opcode, request.inode, request.pid):
+            return Unanswered(opcode, found.inode, found.pid, found.body)
+    return None
+
+
+def is_harmful(request: Unanswered) -> bool:
+    """Whether doing it twice would fail: all but plain setxattr, open and opendir."""
+    if request.opcode == SETXATTR:  # pyfuse3 asks for the attribute before XATTR_CREATE
+        return bool(_SETXATTR_IN.unpack_from(request.body)[1] & XATTR_CREATE)
+    return request.opcode not in (OPEN, OPENDIR)

@@ -1,0 +1,234 @@
+"""The process above a daemon: when that dies, it starts another one, and callers only wait.
+
+It holds the connection to the kernel, so requests wait instead of failing, and the descriptors that
+say what is open and locked. It never looks into a store or at the mount, and sleeps while all is
+well. Each daemon is a fork of it, so it must have imported what a daemon needs and run none of
+it: no thread, no trio, no LMDB. Source: docs/architecture.md, "Takeover"; pidfd_open(2), fuse(4).
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from dedupfs.errors import DedupfsError, MountError
+from dedupfs.fuse.relay import Baton, Relay
+from dedupfs.namespace.live import Failed
+
+log = logging.getLogger(__name__)
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+UNREADY_MAX = 3
+"""So many daemons in a row that die before they answer: the next one would die, too."""
+DEATHS_MAX = 8
+DEATHS_PERIOD_S = 20.0
+"""... and so many in this time of something else than SIGKILL: some request kills them."""
+
+Serve = Callable[[Baton | None, Callable[[Baton | None], None]], None]
+"""The daemon: mounts, or goes on with a baton; says when it answers, and what it would leave."""
+
+
+def supervise(serve: Serve, ready: Callable[[], None]) -> None:
+    """Run ``serve`` in a child, and again whenever that dies; ``ready`` when the first one answers.
+
+    Raises:
+        DedupfsError: what the last daemon ended with.
+    """
+    gc.freeze()  # or the collector would write to, and so copy, every page that is shared
+    _Supervisor(serve, ready).run()
+
+
+@dataclass
+class _Child:
+    """One daemon."""
+
+    pid: int
+    handle: int
+    relay: Relay
+    answered: bool = False
+    failed: Failed | None = None
+
+    def close(self) -> None:
+        os.close(self.handle)
+        self.relay.close()
+
+
+@dataclass
+class _Supervisor:
+    serve: Serve
+    ready: Callable[[], None]
+    baton: Baton | None = None
+    unready: int = 0
+    deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_MAX))
+
+    def run(self) -> None:
+        with _Signals() as signals:
+            while True:
+                child = self._start(signals)
+                try:
+                    code = self._watch(child, signals)
+                finally:
+                    child.close()
+                if code == 0:
+                    return
+                error = _error(child, code)
+                if not self._may_go_on(child, code):
+                    raise error
+                log.error("daemon ended, starting another pid=%d: %s", child.pid, error)
+
+    def _start(self, signals: "_Signals") -> _Child:
+        ours, theirs = Relay.pair()
+        pid = os.fork()
+        if pid == 0:
+            signals.restore()
+            ours.close()
+            _close_all_but({theirs.fileno(), *(self.baton.fds.values() if self.baton else ())})
+            os._exit(_be_the_daemon(self.serve, self.baton, theirs))
+        theirs.close()
+        return _Child(pid, os.pidfd_open(pid), ours)
+
+    def _watch(self, child: _Child, signals: "_Signals") -> int:
+        """Return the exit code of a daemon once it has ended; negative: the signal."""
+        poll = select.poll()
+        for watched in (child.relay, child.handle, signals):
+            poll.register(watched, select.POLLIN)
+        while True:
+            readable = {fd for fd, _event in poll.poll()}
+            if child.relay.fileno() in readable and not self._listen(child):
+                poll.unregister(child.relay)
+            if signals.fileno() in readable:
+                signals.collect()
+            if child.answered or self.baton is None:  # one that takes over would just die of them
+                signals.forward(child.pid)
+            if child.handle in readable:
+                while self._listen(child):
+                    continue
+                return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+
+    def _listen(self, child: _Child) -> bool:
+        said = child.relay.receive()
+        if isinstance(said, Failed):
+            child.failed = said
+        elif said is not None:
+            if isinstance(said, Baton):
+                self.baton = said
+            child.answered = True
+            self.unready = 0
+            self.ready()
+            self.ready = _nothing
+        return said is not None
+
+    def _may_go_on(self, child: _Child, code: int) -> bool:
+        if self.baton is None or not _is_connected(self.baton.device):
+            return False
+        if not child.answered:
+            self.unready += 1
+            if self.unready >= UNREADY_MAX:
+                log.critical("%d daemons ended before they answered: giving up", self.unready)
+                return False
+        if code != -signal.SIGKILL:
+            self.deaths_s.append(time.monotonic())
+            if (
+                len(self.deaths_s) == DEATHS_MAX
+                and self.deaths_s[-1] - self.deaths_s[0] < DEATHS_PERIOD_S
+            ):
+                log.critical("%d daemons died in a row: giving up", DEATHS_MAX)
+                return False
+        return True
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close what a daemon has inherited and has no use for, such as the end of somebody's pipe."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in kept:
+            with suppress(OSError):  # the one that listed the directory
+                os.close(descriptor)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _error(child: _Child, code: int) -> DedupfsError:
+    if child.failed is not None:
+        return child.failed.raised()
+    how = signal.Signals(-code).name if code < 0 else f"code {code}"
+    when = "" if child.answered else " before it was ready"
+    return MountError(f"the daemon ended with {how}{when}")
+
+
+def _is_connected(device: int) -> bool:
+    """Whether the mount is still there: fuse(4), the kernel polls an ended one as an error."""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
+
+
+def _be_the_daemon(serve: Serve, baton: Baton | None, relay: Relay) -> int:
+    try:
+        serve(baton, relay.ready)
+    except DedupfsError as exc:
+        failed, code = Failed.of(exc), exc.exit_code
+    except BaseException as exc:  # noqa: BLE001 - there is nobody above us
+        traceback.print_exc()
+        failed, code = Failed("MountError", f"a bug in the daemon: {exc!r}"), 1
+    else:
+        return 0
+    with suppress(OSError):  # the supervisor itself was killed
+        relay.failed(failed)
+    return code
+
+
+class _Signals:
+    """Ending signals: kept until there is a daemon that can be told."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._waiting: list[int] = []
+
+    def __enter__(self) -> "_Signals":
+        self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno())
+        self._old = {number: signal.signal(number, _ignored) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Let signals do what they did."""
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._reader.fileno()
+
+    def collect(self) -> None:
+        """Read which signals came."""
+        with suppress(BlockingIOError):
+            self._waiting += [n for n in self._reader.recv(4096) if n in FORWARDED]
+
+    def forward(self, pid: int) -> None:
+        """Send the daemon what came."""
+        for number in self._waiting:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        self._waiting.clear()
+
+
+def _ignored(_number: int, _frame: object) -> None:
+    """The wakeup descriptor has it."""

@@ -1,0 +1,58 @@
+"""A supervised mount whose first daemon kills itself in the middle of one request.
+
+    python -m tests.takeover.dying STORE MOUNTPOINT OPERATION before|after
+
+Killed before the view has done OPERATION, or after it and before the kernel gets the answer. The
+supervisor and the daemons after the first are the real ones.
+"""
+
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dedupfs.fuse import server, supervisor
+from dedupfs.fuse.relay import Baton
+from dedupfs.fuse.session import prepare_mountpoint
+from dedupfs.namespace.view import View
+from dedupfs.store.store import Store
+from tests.fuse.daemon import say
+
+
+def dying(operation: str, when: str) -> type[View]:
+    """Return a View that dies at the first call of one of its methods."""
+    do = getattr(View, operation)
+
+    @functools.wraps(do)
+    def last(*args: Any, **kwargs: Any) -> Any:
+        if when == "after":
+            do(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return type("DyingView", (View,), {operation: last})
+
+
+def main(store_path: Path, mountpoint: Path, operation: str, when: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    options = server.MountOptions(supervisor=os.getpid())
+    server.ensure_store(store_path)
+    mountpoint = prepare_mountpoint(mountpoint, store_path)
+    os.chdir("/")
+
+    def daemon(baton: Baton | None, ready: Callable[[Baton | None], None]) -> None:
+        if baton is not None:
+            server.resume(store_path, mountpoint, options, ready, baton)
+            return
+        with Store.open(store_path) as store:
+            view = dying(operation, when).bring_back(store, mountpoint=str(mountpoint))
+            server.serve_view(view, store_path, mountpoint, options, ready)
+
+    supervisor.supervise(daemon, lambda: say(sys.stdout, "ready"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
