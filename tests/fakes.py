@@ -182,6 +182,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.pread_cached(file, buffer, offset)
 
+    def touch(self, file: File, mtime_ns: int) -> None:
+        self._alive()
+        self.inner.touch(file, mtime_ns)
+
     def size(self, file: File) -> int:
         self._alive()
         return self.inner.size(file)

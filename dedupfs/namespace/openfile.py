@@ -225,7 +225,7 @@ class OpenFile:
         if file_offset < self.journaled_stop:
             self._log.append_file(self.inode, [Write(self.inode, file_offset, data)], now_ns)
             self.note_journaled(file_offset, file_offset + len(data))
-        self.staging.write(file_offset, data)
+        self.staging.write(file_offset, data, now_ns)
         if self.cutter is not None:
             self.cutter.feed(file_offset, data)
             if self.cutter.wants_adoption():
@@ -267,7 +267,7 @@ class OpenFile:
             edits.insert(0, Truncate(self.inode, len(self.buffer)))
         try:
             if self.buffer:
-                staging.write(0, bytes(self.buffer))
+                staging.write(0, bytes(self.buffer), now_ns)
             self._log.append_file(self.inode, edits, now_ns)
         except BaseException:
             staging.remove()
@@ -308,8 +308,9 @@ class OpenFile:
         else:
             start, data = self._clipped_bytes(size)
             self.staging.truncate(size)
+            self.staging.touch(now_ns)
             if size < self.journaled_stop:
-                self.staging.write(start, data)
+                self.staging.write(start, data, now_ns)
                 self.staging.sync()  # or a power cut could bring back the length without the bytes
                 self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
         self.apply_truncate(size)
@@ -378,8 +379,9 @@ class OpenFile:
         self.dirty.remove(start, self.recipe.size)
 
     def sync(self) -> None:
-        """Make the staging file durable."""
+        """Make the staging file durable, with the time of the last write or what utimes set."""
         if self.staging is not None:
+            self.staging.touch(self.mtime_ns)
             self.staging.sync()
 
     def adopted_ids(self) -> list[RecordId]:

@@ -102,6 +102,7 @@ class Replay:
                     self._apply(edit, edits.time_ns)
                 except NamespaceError as exc:
                     log.warning("journal edit does not apply edit=%r: %s", edit, exc)
+        self._drop_removed()
         self._drop_nameless()
         return valid_bytes
 
@@ -234,11 +235,16 @@ class Replay:
     def _write_staged(self, file: OpenFile) -> None:
         """Give the staging file what the journal has of it."""
         assert file.staging is not None
-        staged = self._staged.pop(file.inode)
-        if file.staging.mtime_ns > staged.told_ns:  # bytes that the staging file alone tells of
+        self._take_time(file)
+        for start, data in self._staged.pop(file.inode).writes:
+            file.staging.write(start, data, file.mtime_ns)
+        file.staging.touch(file.mtime_ns)
+
+    def _take_time(self, file: OpenFile) -> None:
+        """Take over when bytes were written that the staging file alone tells of."""
+        assert file.staging is not None
+        if file.staging.mtime_ns > self._staged[file.inode].told_ns:
             file.changed(file.staging.mtime_ns)
-        for start, data in staged.writes:
-            file.staging.write(start, data)
 
     def _settle(self, file: OpenFile) -> None:
         for _ in range(ATTEMPTS):
@@ -248,6 +254,21 @@ class Replay:
             file.revert()  # a chunk that was found was freed before it was held back
             self._state.store.drop_pending()
         raise MissingRecordError(f"inode {file.inode} cannot be settled: run 'dedupfs check'")
+
+    def _drop_removed(self) -> None:
+        """Forget directories that were removed: a fold would put back what it finds changed.
+
+        Only now: the edit that removes a name may be followed by one that puts it elsewhere.
+        """
+        for directory in list(self._state.directories.values()):
+            if directory.parent is None or directory.is_links or directory.removed:
+                continue
+            try:
+                self._state.locate(directory.inode)
+            except StaleError:
+                directory.removed = True
+                del self._state.directories[directory.number]
+                self._state.inodes.forget(directory.inode)
 
     def _drop_nameless(self) -> None:
         """Forget files that have no name, unless their mount is there and somebody has them open.
@@ -267,6 +288,7 @@ class Replay:
                 self._state.discard(file)
             elif file.staging is not None:
                 if self._is_pack(file.staging):
+                    self._take_time(file)
                     self._settle(file)  # nothing may be written to it any more
                 else:
                     self._write_staged(file)

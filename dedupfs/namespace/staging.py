@@ -39,16 +39,21 @@ class Staging:
 
     @property
     def mtime_ns(self) -> int:
-        """When its bytes changed last, by a clock that is some milliseconds late."""
+        """When its bytes changed last, as ``write`` and ``touch`` said."""
         return os.fstat(self.file.fd).st_mtime_ns
 
-    def write(self, file_offset: int, data: bytes) -> None:
-        """Write all of ``data``.
+    def write(self, file_offset: int, data: bytes, mtime_ns: int) -> None:
+        """Write all of ``data``; SIGKILL loses neither it nor when it was written.
 
         Raises:
             StoreFullError, StoreError: some of it may have been written; nothing was acknowledged.
         """
         self._disk.pwrite(self.file, [data], file_offset)
+        self._disk.touch(self.file, mtime_ns)
+
+    def touch(self, mtime_ns: int) -> None:
+        """Set the time of the last change."""
+        self._disk.touch(self.file, mtime_ns)
 
     def read(self, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``; zeros where nothing was written, also past the end."""
@@ -69,8 +74,8 @@ class Staging:
         self._disk.punch(self.file, start, stop)
 
     def sync(self) -> None:
-        """Make the bytes durable; may be called from another thread."""
-        self._disk.fdatasync(self.file)
+        """Make the bytes and their time durable; may be called from another thread."""
+        self._disk.fsync(self.file)
 
     def remove(self) -> None:
         """Delete the name (a verbatim pack made of the file stays)."""

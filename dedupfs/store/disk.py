@@ -118,6 +118,10 @@ class Disk(Protocol):
         """Cut the file to ``length``."""
         ...
 
+    def touch(self, file: File, mtime_ns: int) -> None:
+        """Set the time of the last change."""
+        ...
+
     def punch(self, file: File, start: int, stop: int) -> bool:
         """Give the blocks of ``[start, stop)`` back; False when the file system cannot."""
         ...
@@ -246,6 +250,10 @@ class RealDisk:
     def truncate(self, file: File, length: int) -> None:
         with _translated("cannot truncate", file.path):
             os.ftruncate(file.fd, length)
+
+    def touch(self, file: File, mtime_ns: int) -> None:
+        with _translated("cannot change", file.path):
+            os.utime(file.fd, ns=(mtime_ns, mtime_ns))
 
     def punch(self, file: File, start: int, stop: int) -> bool:
         if _fallocate(file.fd, _PUNCH_HOLE | _KEEP_SIZE, start, stop - start) == 0:
