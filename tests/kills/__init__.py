@@ -1,0 +1,1 @@
+"""SIGKILL at any moment, to any process, and disks that are full or fail."""
