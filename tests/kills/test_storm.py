@@ -41,7 +41,7 @@ from tests.kills.place import (
 from tests.maintenance.samples import rows
 
 WRITERS = 2
-CALLS_MAX = 400
+CALLS_MAX = 250
 SPIN_S_MAX = 0.02
 AROUND = {0, 3, 8}
 """How a command may end while daemons die beside it: docs/cli.md, "Exit codes"."""
@@ -237,7 +237,7 @@ def assert_nothing_is_left(place: Place) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_nothing_is_lost_in_a_storm_of_kills(place: Place, seed: str, scale: Scale) -> None:
-    kills = scale(8, 220)
+    kills = scale(7, 220)
     with storm(place, seed) as weather:
         for mount in weather.mounts:
             mount.tell("write")
