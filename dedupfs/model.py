@@ -7,7 +7,7 @@ times are nanoseconds since the epoch; sizes are bytes.
 import enum
 import stat
 from dataclasses import dataclass
-from typing import NewType
+from typing import Annotated, NewType
 
 import msgspec
 
@@ -81,6 +81,10 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     """One name in a directory, with everything about the object it names.
 
@@ -97,23 +101,23 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     ``count`` the entries below it. ``nlink`` of a directory is 2 plus its subdirectories.
     ``hole_bytes``: how many of a file's bytes are holes, which st_blocks does not count.
     ``ctime_ns``/``atime_ns`` of 0 mean the same as ``mtime_ns``. ``has_links``: a directory
-    below which hard-linked entries exist.
+    below which hard-linked entries exist. Decoding refuses numbers that no inode can have.
     """
 
     name: bytes
-    slot: int
-    mode: int
-    uid: int = 0
-    gid: int = 0
+    slot: U32
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+    uid: U32 = 0
+    gid: U32 = 0
     mtime_ns: int = 0
-    size: int = 0
+    size: Count = 0
     content: bytes = b""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    nlink: int = 1
-    rdev: int = 0
+    nlink: U32 = 1
+    rdev: Count = 0
     ctime_ns: int = 0
     atime_ns: int = 0
-    count: int = 0
+    count: Count = 0
     has_links: bool = False
     hole_bytes: int = 0
 

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from dedupfs.model import TreeEntry, is_file_name
 from dedupfs.namespace.trees import TreeReader, tree_id_of
 
-_MODE_MAX = 0o177777
-
 
 def is_possible(entry: TreeEntry) -> bool:
-    """Whether a file can have the name and mode of an entry: only a crafted tree has others."""
-    return is_file_name(entry.name) and 0 < entry.mode <= _MODE_MAX
+    """Whether a file can have the name and type of an entry: only a crafted tree has others."""
+    return is_file_name(entry.name) and not entry.is_whiteout
 
 
 def entries_below(

@@ -16,7 +16,7 @@ from dedupfs.namespace.trees import TreeReader
 from dedupfs.recipe import Recipe
 from dedupfs.store import Store
 from dedupfs.transfer.entries import entries_below, is_possible
-from dedupfs.transfer.report import ExportReport, OnProblem, OnProgress, Problems, Progress
+from dedupfs.transfer.report import ExportReport, OnProblem, OnProgress, Problems, Progress, shown
 
 COPY_BYTES = 4 << 20
 _TOP = b"."
@@ -97,6 +97,10 @@ class _TarExport:
                 self._problems.add(path, "left out: tar has no sockets")
                 return
             header = _header(path, inode)
+            for name, _ in inode.xattrs:
+                if _keyword(name) is None:
+                    what = f"its attribute {shown(name)} is left out: tar has no such names"
+                    self._problems.add(path, what)
             content = None
             if entry.is_link and self._is_known_link(header, entry.content):
                 header.type = tarfile.LNKTYPE
@@ -122,7 +126,11 @@ class _TarExport:
         content: "ContentReader | None",
         path: bytes,
     ) -> None:
-        archive.addfile(header, io.BufferedReader(content, COPY_BYTES) if content else None)
+        try:
+            archive.addfile(header, io.BufferedReader(content, COPY_BYTES) if content else None)
+        except ValueError as exc:  # a number that has no place in a header; nothing was written
+            self._lost(path, f"tar cannot say it: {exc}")
+            return
         if content is not None and content.damage is not None:
             self._lost(path, f"the store has lost it: {content.damage}")
 
@@ -149,15 +157,23 @@ def _header(path: bytes, entry: TreeEntry) -> tarfile.TarInfo:
     if entry.rdev:
         header.devmajor, header.devminor = _device(entry.rdev)
     for name, value in entry.xattrs:
-        records["SCHILY.xattr." + _keyword(name)] = value.decode("utf-8", "surrogateescape")
+        keyword = _keyword(name)
+        if keyword is not None:
+            records[keyword] = value.decode("utf-8", "surrogateescape")
     header.pax_headers = records
     return header
 
 
-def _keyword(name: bytes) -> str:
-    """Return the name as GNU tar writes it: the first ``=`` of a record ends its keyword."""
-    text = name.decode("utf-8", "surrogateescape")
-    return text.replace("%", "%25").replace("=", "%3D")
+def _keyword(name: bytes) -> str | None:
+    """Return an attribute's keyword as GNU tar writes it; None: keywords are UTF-8, this is none.
+
+    The first ``=`` of a record ends its keyword.
+    """
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return "SCHILY.xattr." + text.replace("%", "%25").replace("=", "%3D")
 
 
 def _seconds(time_ns: int) -> str:
