@@ -23,7 +23,6 @@ from dedupfs.namespace import live
 log = logging.getLogger(__name__)
 
 _REQUEST_BYTES_MAX = 1 << 16
-_IDLE_S_MAX = 10.0
 _BACKLOG = 16
 _CONNECTIONS_MAX = 32
 """Served at once; more wait in the backlog, and whoever does not fit there in connect(2)."""
@@ -34,12 +33,16 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 @dataclass(frozen=True)
 class ControlServer:
-    """Answers on one socket. ``stop`` begins the orderly end of the mount."""
+    """Answers on one socket. ``stop`` begins the orderly end of the mount.
+
+    ``idle_s_max``: how long a peer may take to say its request, or to hear the answer.
+    """
 
     socket_path: Path
     running: live.Running
     housekeeper: Housekeeper
     stop: Callable[[], None]
+    idle_s_max: float = 10.0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; the socket file lives as long."""
@@ -70,12 +73,16 @@ class ControlServer:
         try:
             _check_peer(connection)
         except NotPermittedError as exc:
-            await _send(connection, live.Failed.of(exc))
+            await self._send(connection, live.Failed.of(exc))
             return
-        with trio.fail_after(_IDLE_S_MAX):
+        with trio.fail_after(self.idle_s_max):
             line = await _read_line(connection)
         with trio.CancelScope(shield=True):  # a commit is not undone halfway
-            await _send(connection, await self._answer(line))
+            await self._send(connection, await self._answer(line))
+
+    async def _send(self, connection: trio.socket.SocketType, reply: live.Reply) -> None:
+        with trio.fail_after(self.idle_s_max):
+            await trio.SocketStream(connection).send_all(live.encode(reply) + b"\n")
 
     async def _answer(self, line: bytes) -> live.Reply:
         try:
@@ -122,12 +129,15 @@ def _listening(path: Path) -> trio.socket.SocketType:
 
 async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
     """Return the next connection; whatever happens to one of them, the mount goes on."""
+    told = False
     while True:
         try:
             connection, _address = await listener.accept()
         except OSError as exc:
             if exc.errno in _NO_RESOURCES:
-                log.error("no control connection can be taken now: %s", exc.strerror)
+                if not told:
+                    log.warning("no control connection can be taken now: %s", exc.strerror)
+                told = True
                 await trio.sleep(_NO_RESOURCES_PAUSE_S)  # as trio.serve_listeners does
             elif exc.errno != errno.ECONNABORTED:
                 raise
@@ -140,11 +150,6 @@ def _check_peer(connection: trio.socket.SocketType) -> None:
     _pid, uid, _gid = _CREDENTIALS.unpack(packed)
     if uid not in (0, os.geteuid()):
         raise NotPermittedError("only root and the daemon's own user may give it commands")
-
-
-async def _send(connection: trio.socket.SocketType, reply: live.Reply) -> None:
-    with trio.fail_after(_IDLE_S_MAX):
-        await trio.SocketStream(connection).send_all(live.encode(reply) + b"\n")
 
 
 async def _read_line(connection: trio.socket.SocketType) -> bytes:

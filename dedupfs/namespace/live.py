@@ -13,6 +13,7 @@ import os
 import re
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -154,25 +155,37 @@ def ask(socket_path: Path, request: Request, *, timeout_s: float | None = None) 
         DedupfsError: the one that the daemon answered with.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
         try:
-            with short_address(socket_path) as address:
-                connection.connect(address)
+            _connect(connection, socket_path, timeout_s)
             with suppress(BrokenPipeError):  # the daemon may say no before it has read all
                 connection.sendall(encode(request) + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline(_LINE_BYTES_MAX)
-        except TimeoutError as exc:
+        except (TimeoutError, BlockingIOError) as exc:
             raise StoreBusyError(f"no answer from the daemon at {socket_path}") from exc
         except OSError as exc:
             raise StoreError(f"no daemon at {socket_path}: {exc.strerror}") from exc
     try:
         reply: Reply = _decode_reply(line)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise StoreError(f"the daemon at {socket_path} ended before it answered") from exc
     if isinstance(reply, Failed):
         raise reply.raised()
     return reply
+
+
+def _connect(connection: socket.socket, path: Path, timeout_s: float | None) -> None:
+    """Connect, waiting while more want to than the daemon takes at once.
+
+    A socket with Python's own timeout would not wait, so the kernel's is used: socket(7).
+    """
+    if timeout_s is not None:
+        timeout_us = max(1, int(timeout_s * 1e6))
+        limit = struct.pack("ll", timeout_us // 10**6, timeout_us % 10**6)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    with short_address(path) as address:
+        connection.connect(address)
+    connection.settimeout(timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
