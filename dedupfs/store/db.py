@@ -6,8 +6,9 @@ Durable always: no flag that a power cut could turn into a corrupt database is e
 
 import enum
 import errno
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -214,7 +215,7 @@ def _open_environment(path: Path, create: bool) -> lmdb.Environment:
     map_bytes = _MAP_BYTES
     while True:
         try:
-            return lmdb.open(
+            environment = lmdb.open(
                 str(path),
                 map_size=map_bytes,
                 max_dbs=len(Table) + 8,
@@ -229,3 +230,15 @@ def _open_environment(path: Path, create: bool) -> lmdb.Environment:
             if not no_memory or map_bytes <= _MAP_BYTES_MIN:
                 raise
             map_bytes //= 2
+        else:
+            _keep_from_children(path / "data.mdb")
+            return environment
+
+
+def _keep_from_children(path: Path) -> None:
+    """Close the file on exec: LMDB leaves that out for the descriptor that it writes with."""
+    status = os.stat(path)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists them is gone
+            if os.path.samestat(os.fstat(int(name)), status):
+                os.set_inheritable(int(name), False)
