@@ -70,8 +70,9 @@ class RequestInHand:
 class Ledger:
     """One mount's ledger; ``fd`` is what a successor needs to have it."""
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, *, handles_max: int = _SLOTS_MAX) -> None:
         """Begin an empty one, or go on with the one behind ``fd``."""
+        self._handles_max = handles_max
         if fd is None:
             fd = os.memfd_create("dedupfs-ledger")
             os.ftruncate(fd, _BYTES)
@@ -95,15 +96,15 @@ class Ledger:
         """Return a new handle of ``inode``.
 
         Raises:
-            TooManyOpenError: a million are open.
+            TooManyOpenError: a million are open, or ``handles_max``.
         """
         if self._free:
             slot = self._free.pop()
-        elif self._slots_used < _SLOTS_MAX:
+        elif self._slots_used < self._handles_max:
             slot = self._slots_used
             self._slots_used += 1
         else:
-            raise TooManyOpenError(f"{_SLOTS_MAX} files are open in this mount")
+            raise TooManyOpenError(f"{self._handles_max} files are open in this mount")
         handle = self._serial << _SLOT_BITS | slot
         self._serial += 1
         # The counters first: a handle that was given must never be given again.

@@ -123,6 +123,13 @@ class ViewState:
         Raises:
             StaleError: nothing has this number.
         """
+        if not is_directory_inode(inode):  # most never moved: no look into the index for them
+            first = self.directories.get(inode >> SLOT_BITS)
+            slot = inode & LINKS_SLOT
+            if first is not None and slot not in first.places:
+                found = first.by_slot(slot)
+                if found is not None and not found.is_link:
+                    return first, found
         number, slot = self.inodes.home_of(inode)
         if number == directory_number(inode) and is_directory_inode(inode):
             raise StaleError(f"inode {inode} is its own home")

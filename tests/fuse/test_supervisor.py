@@ -1,0 +1,127 @@
+"""The supervisor: when it starts another daemon, when it gives up, and what it tells its caller.
+
+Method: it runs in a process of its own (it forks), with daemons that do as they are told and a pipe
+in the place of the connection to the kernel. tests/takeover/ has real mounts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from dedupfs.errors import MountError, StoreError
+from dedupfs.fuse.supervisor import DEATHS_MAX, UNREADY_MAX
+from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY
+
+PROGRAM = """
+import logging, os, signal, sys, time
+from dedupfs.errors import DedupfsError, StoreError
+from dedupfs.fuse import supervisor
+from dedupfs.fuse.relay import Baton
+
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+
+def say(word):
+    print(word, flush=True)
+
+def serve(baton, ready):
+    say(f"daemon {'first' if baton is None else 'next'}")
+BODY
+
+try:
+    supervisor.supervise(serve, lambda: say("ready"))
+except DedupfsError as exc:
+    print(f"{type(exc).__name__}: {exc}")
+    sys.exit(exc.exit_code)
+say("ended")
+"""
+
+LEAVE = """
+if baton is None:
+    reader, writer = os.pipe()  # a connection: it is there while somebody holds the other end
+    ready(Baton('v', b'', b'p', {'device': reader, 'other end': writer}))
+else:
+    ready(None)
+"""
+LEAVE_ALONE = LEAVE.replace(", 'other end': writer", "")
+DIE = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.replace("BODY", indented)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+def run(body: str) -> tuple[int, list[str]]:
+    process = start(body)
+    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    return process.returncode, said.splitlines()
+
+
+def test_a_daemon_that_ends_in_order_is_the_end() -> None:
+    assert run(LEAVE) == (0, ["daemon first", "ready", "ended"])
+
+
+def test_a_killed_daemon_is_followed_by_one_with_its_descriptors() -> None:
+    code, said = run(
+        f"{LEAVE}\nif baton is None: {DIE}\nsay(sorted(baton.fds))\nos.fstat(baton.device)"
+    )
+    assert code == 0
+    assert said[:2] == ["daemon first", "ready"]
+    assert "SIGKILL" in said[2]
+    assert said[3:] == ["daemon next", "['device', 'other end']", "ended"]
+
+
+def test_an_error_before_it_answers_is_the_callers() -> None:
+    code, said = run("raise StoreError('no store here')")
+    assert code == StoreError.exit_code
+    assert said == ["daemon first", "StoreError: no store here"]
+
+
+def test_a_death_before_it_answers_is_told() -> None:
+    code, said = run(DIE)
+    assert code == MountError.exit_code
+    assert said[-1] == "MountError: the daemon ended with SIGKILL before it was ready"
+
+
+def test_daemons_that_never_answer_are_given_up() -> None:
+    code, said = run(f"if baton is not None: {DIE}\n{LEAVE}\n{DIE}")
+    assert code == MountError.exit_code
+    assert said.count("daemon next") == UNREADY_MAX
+    assert any("giving up" in line for line in said)
+
+
+def test_a_request_that_kills_every_daemon_ends_the_mount() -> None:
+    code, said = run(f"{LEAVE}\nos.kill(os.getpid(), signal.SIGABRT)")
+    assert code == MountError.exit_code
+    assert said.count("daemon next") == DEATHS_MAX - 1
+    assert any("giving up" in line for line in said)
+
+
+def test_a_mount_that_is_gone_needs_no_daemon() -> None:
+    code, said = run(f"{LEAVE_ALONE}\n{DIE}")
+    assert said.count("daemon next") == 0
+    assert code == MountError.exit_code
+
+
+def test_ending_signals_reach_the_daemon() -> None:
+    wait = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
+    process = start(f"{wait}\n{LEAVE}\nsay(signal.sigwait([signal.SIGTERM]).name)")
+    assert process.stdout is not None
+    said = [process.stdout.readline(), process.stdout.readline()]
+    process.terminate()
+    rest, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert said == ["daemon first\n", "ready\n"]
+    assert rest.splitlines() == ["SIGTERM", "ended"]
+    assert process.returncode == 0
+
+
+def test_a_daemon_inherits_nothing_that_it_was_not_given() -> None:
+    code, said = run("say(len([n for n in os.listdir('/proc/self/fd') if int(n) > 2]))")
+    assert said[:2] == ["daemon first", "2"], "its line to the supervisor, and this listing"
+    assert code == 0
