@@ -275,14 +275,20 @@ class OpenFile:
         self.attach(staging)
 
     def attach(self, staging: Staging) -> None:
-        """Keep changed bytes in ``staging`` from here on (all bytes of a buffered file)."""
+        """Keep changed bytes in ``staging`` from here on (all bytes of a buffered file).
+
+        What was buffered counts as journaled: the staging file may not be durable, but settled
+        bytes and those of an fsync before now must be found again.
+        """
+        journaled_bytes = 0
         if self.buffer is not None:
+            journaled_bytes = len(self.buffer)
             self.buffer = None
             self._recipe = Recipe()
         self.staging = staging
         self.dirty = Ranges()
         self.dirty.add(self.recipe.size, _WITHOUT_END)
-        self._journaled_stop = 0
+        self._journaled_stop = journaled_bytes
         self._new = not self.recipe.size
         if self._new:
             self.cutter = OrderedCutter(self.store)

@@ -225,12 +225,14 @@ class Replay:
             self._lost[file.inode] = edit.staging
             return
         self._state.store.disk.chmod(path, 0o600)  # it may have been about to become a pack
+        kept = bytes(file.buffer or b"")
         file.attach(Staging(self._state.store.disk, self._directory, edit.staging))
         if file.cutter is not None:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more
         assert file.staging is not None
-        self._staged[file.inode] = _Staged(file.staging.size, file.mtime_ns)
-        file.size = max(file.recipe.size, file.staging.size)
+        writes = [(0, kept)] if kept else []
+        self._staged[file.inode] = _Staged(file.staging.size, file.mtime_ns, writes)
+        file.size = max(file.recipe.size, file.staging.size, len(kept))
 
     def _write_staged(self, file: OpenFile) -> None:
         """Give the staging file what the journal has of it."""
