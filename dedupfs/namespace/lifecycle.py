@@ -137,6 +137,7 @@ def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -
         SnapshotCatalog(store).get(snapshot)  # nothing is made for a snapshot that is not there
     lock = lock_view(store.disk, store.path, name, mountpoint)
     try:
+        store.drop_tails()
         row = find_view(store, name)
         if row is None:
             row = _make(store, name, snapshot or "")

@@ -1,7 +1,9 @@
 """The catalogue: immutable named roots. One transaction per change; knows no views.
 
 Every change of a snapshot's name, tags or pin is a new SNAPSHOT record with a higher revision,
-and a removal is a tombstone record, so packs alone rebuild the catalogue (design promise P5).
+and a removal is a tombstone record, so packs alone rebuild the catalogue (design promise P5). For
+that no two records may claim one revision: they are put within the transaction that makes them
+true, and what others left of such a transaction when they died is dropped first.
 """
 
 import time
@@ -93,6 +95,7 @@ class SnapshotCatalog:
             key = info.name.encode()
             if txn.get(Table.SNAPSHOTS, key) is not None:
                 raise ExistsError(f"snapshot {info.name!r} exists already in {self._store.path}")
+            self._store.drop_tails()
             info = msgspec.structs.replace(info, sequence=txn.next_number(SEQUENCE_COUNTER))
             record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(info))
             txn.put(Table.SNAPSHOTS, key, encode_snapshot_row(info, record_id))
@@ -130,7 +133,6 @@ class SnapshotCatalog:
             info = self.get(name)
             revised = change(info)
             revised = msgspec.structs.replace(revised, revision=info.revision + 1)
-            record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(revised))
             with self._store.transaction() as txn:
                 old_id = self._take(txn, info)
                 if old_id is None:
@@ -138,6 +140,8 @@ class SnapshotCatalog:
                 key = revised.name.encode()
                 if txn.get(Table.SNAPSHOTS, key) is not None:
                     raise ExistsError(f"snapshot {revised.name!r} exists already")
+                self._store.drop_tails()
+                record_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(revised))
                 txn.put(Table.SNAPSHOTS, key, encode_snapshot_row(revised, record_id))
                 txn.add_reference(record_id)
                 txn.drop_reference(old_id)
@@ -153,21 +157,16 @@ class SnapshotCatalog:
         for info in infos:
             if info.pinned:
                 raise UsageError(f"snapshot {info.name!r} is pinned; 'dedupfs unpin' it first")
-        tombstones = [
-            self._store.put(
-                RecordKind.SNAPSHOT,
-                encode_snapshot(
-                    msgspec.structs.replace(info, revision=info.revision + 1, deleted=True)
-                ),
-            )
-            for info in infos
-        ]
         with self._store.transaction() as txn:
-            for info, tombstone_id in zip(infos, tombstones, strict=True):
+            for info in infos:
                 old_id = self._take(txn, info)
                 if old_id is None:
                     raise NotFoundError(f"snapshot {info.name!r} was changed meanwhile; look again")
                 txn.drop_reference(old_id)
+            self._store.drop_tails()
+            for info in infos:
+                tombstone = msgspec.structs.replace(info, revision=info.revision + 1, deleted=True)
+                tombstone_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(tombstone))
                 txn.pin(TOMBSTONE_OWNER, tombstone_id)
         return tuple(infos)
 

@@ -7,8 +7,10 @@ import logging
 
 from dedupfs.errors import StoreError
 from dedupfs.format.keys import (
+    META_COUNTER,
     META_OPEN,
     PackRow,
+    decode_count,
     decode_pack_key,
     decode_pack_row,
     encode_pack_key,
@@ -63,32 +65,81 @@ class OpenPacks:
         self._writer = writer
         return writer
 
-    def _take_over(self) -> PackWriter | None:
-        """Take an open pack whose process has ended, cutting off what it had not committed."""
+    def _open_packs(self) -> list[int]:
+        """Return the packs that are not sealed and not this process's."""
+        mine = {writer.pack for writer in self._all()}
         with self._db.reading() as txn:
             packs = [
                 decode_pack_key(key[len(META_OPEN) :])
                 for key, _ in txn.scan(Table.META, prefix=META_OPEN)
             ]
-        for pack in packs:
+        return [pack for pack in packs if pack not in mine]
+
+    def _take_over(self) -> PackWriter | None:
+        """Take an open pack whose process has ended, cutting off what it had not committed."""
+        for pack in self._open_packs():
             try:
-                writer = self._try_take(pack)
+                taken = self._claim(pack)
             except StoreError as exc:  # another user's file, say: there are other packs
                 log.info("pack cannot be taken over pack=%d: %s", pack, exc)
                 continue
-            if writer is not None:
-                return writer
+            if taken is not None:
+                return self._start(taken[0], pack, taken[1])
         return None
 
-    def _try_take(self, pack: int) -> PackWriter | None:
-        if any(writer.pack == pack for writer in self._all()):
-            return None
+    def drop_tails(self) -> None:
+        """Cut off what ended processes appended and never committed.
+
+        No index speaks of it, but a rebuild would: of a snapshot that was never added, or removed.
+        """
+        for pack in self._open_packs():
+            try:
+                if not self._has_tail(pack):
+                    continue
+                taken = self._claim(pack)
+                if taken is not None:
+                    self._disk.fdatasync(taken[0])
+                    taken[0].close()
+            except StoreError as exc:  # another user's file, say
+                log.info("pack tail stays pack=%d: %s", pack, exc)
+        self._drop_unborn()
+
+    def _drop_unborn(self) -> None:
+        """Remove packs whose number was taken back with the transaction that they were made in."""
+        with self._db.reading() as txn:
+            row = txn.get(Table.META, META_COUNTER + PACK_COUNTER.encode())
+        pack = 1 + (decode_count(row) if row is not None else 0)
+        while self._disk.link_count(path := self._layout.pack(pack, PackKind.RECORDS)):
+            try:
+                file = self._disk.open(path, write=True)
+            except (FileNotFoundError, StoreError) as exc:  # just removed, or another user's
+                log.info("pack without a row stays pack=%d: %s", pack, exc)
+                return
+            if self._disk.lock(file):  # else it is just being made
+                log.info("pack without a row removed pack=%d", pack)
+                self._disk.unlink(path)
+            file.close()
+            pack += 1
+
+    def _has_tail(self, pack: int) -> bool:
+        try:
+            file = self._disk.open(self._layout.pack(pack, PackKind.RECORDS))
+        except FileNotFoundError:
+            return False
+        row = self._row_of(pack)
+        return row is not None and self._disk.size(file) > row.committed_bytes
+
+    def _row_of(self, pack: int) -> PackRow | None:
+        with self._db.reading() as txn:
+            found = txn.get(Table.PACKS, encode_pack_key(pack))
+        return decode_pack_row(found) if found is not None else None
+
+    def _claim(self, pack: int) -> tuple[File, int] | None:
+        """Lock a pack without an owner and cut its tail off; return it and its committed bytes."""
         file = self._lock_file(pack)
         if file is None:
             return None
-        with self._db.reading() as txn:  # only now: its last owner may have committed until now
-            found = txn.get(Table.PACKS, encode_pack_key(pack))
-        row = decode_pack_row(found) if found is not None else None
+        row = self._row_of(pack)  # only now: its last owner may have committed until now
         if row is None or row.sealed:
             if row is None:
                 self._disk.unlink(file.path)
@@ -107,7 +158,7 @@ class OpenPacks:
         if size > row.committed_bytes:
             log.info("pack tail dropped pack=%d bytes=%d", pack, size - row.committed_bytes)
             self._disk.truncate(file, row.committed_bytes)
-        return self._start(file, pack, row.committed_bytes)
+        return file, row.committed_bytes
 
     def _lock_file(self, pack: int) -> File | None:
         path = self._layout.pack(pack, PackKind.RECORDS)

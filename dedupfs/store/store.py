@@ -450,6 +450,14 @@ class Store:
         """Make pending records durable, though not yet committed; while no other thread puts."""
         self._packs.sync()
 
+    def drop_tails(self) -> None:
+        """Cut off what processes that have ended put and never committed.
+
+        Otherwise ``reindex`` would find it. Within a transaction this reaches whatever was put in
+        one.
+        """
+        self._packs.drop_tails()
+
     def drop_pending(self) -> None:
         """Forget everything put since the last transaction, as if the process had ended.
 

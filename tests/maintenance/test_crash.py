@@ -8,7 +8,8 @@ one), the snapshot that stays must read as before, and the removed one must neve
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.store import Store, db
+from dedupfs.store import RealDisk, Store, db
 from tests.fakes import Crashed, FaultyDisk
 from tests.maintenance.samples import (
     SMALL,
@@ -29,6 +30,7 @@ from tests.maintenance.samples import (
     make_directory,
     read_back,
     rows,
+    sound,
 )
 
 
@@ -133,3 +135,58 @@ def test_reindex_survives_a_crash_at_every_call(
             break
         crash_at += 1
     assert crash_at > 5
+
+
+@contextmanager
+def opened_by_others(path: Path) -> Iterator[None]:
+    """Hold the packs that are not sealed, so that a process has to make its own."""
+    disk = RealDisk()
+    packs = [disk.open(pack, write=True) for pack in path.glob("packs/*/*.pack")]
+    held = [pack for pack in packs if disk.lock(pack)]
+    assert held
+    try:
+        yield
+    finally:
+        for pack in packs:
+            pack.close()
+
+
+CHANGES: dict[str, Callable[[SnapshotCatalog], object]] = {
+    "clone": lambda catalog: catalog.clone("stays", "copy"),
+    "rename": lambda catalog: catalog.rename("stays", "renamed"),
+    "remove": lambda catalog: catalog.remove(["stays"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut_off", list(CHANGES))
+@pytest.mark.parametrize("later", list(CHANGES))
+def test_what_a_crash_kept_out_of_the_catalogue_does_not_displace_what_came_later(
+    halved: tuple[Path, Content], tmp_path: Path, cut_off: str, later: str
+) -> None:
+    """Both claim the same sequence number or revision, and the first one's record may survive."""
+    path, _expected = halved
+    template = path.rename(tmp_path / "template")
+
+    def change(disk: FaultyDisk) -> None:
+        with Store.open(path, disk=disk) as store:
+            CHANGES[cut_off](SnapshotCatalog(store))
+
+    crash_at = 1
+    while True:
+        shutil.copytree(template, path)
+        with opened_by_others(path):
+            crashed = crash(change, crash_at, power_cut=False)
+        if not crashed:
+            break
+        with Store.open(path) as store:
+            catalog = SnapshotCatalog(store)
+            assert [info.name for info in catalog.list()] == ["stays"]
+            CHANGES[later](catalog)
+            names = [info.name for info in catalog.list()]
+        lose_index(path)
+        assert reindex(path).snapshots == names, crash_at
+        sound(path)
+        shutil.rmtree(path)
+        crash_at += 1
+    assert crash_at > 2
