@@ -28,6 +28,10 @@ XATTR_NAMES_BYTES_MAX = 1 << 16
 """All names with their ends: what listxattr(2) can return (XATTR_LIST_MAX)."""
 
 
+ATIME_EPOCH_NS = -(1 << 63)
+"""Stands for an atime of 0, which means "the same as mtime" in a tree entry."""
+
+
 class RecordKind(enum.IntEnum):
     """What a record's payload is. Values are on disk: never renumber, only add."""
 
@@ -100,8 +104,9 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     ``size``: bytes of a file or symlink; of a directory, the logical bytes below it, and
     ``count`` the entries below it. ``nlink`` of a directory is 2 plus its subdirectories.
     ``hole_bytes``: how many of a file's bytes are holes, which st_blocks does not count.
-    ``ctime_ns``/``atime_ns`` of 0 mean the same as ``mtime_ns``. ``has_links``: a directory
-    below which hard-linked entries exist. Decoding refuses numbers that no inode can have.
+    ``ctime_ns``/``atime_ns`` of 0 mean the same as ``mtime_ns``; an atime of 0 is
+    ``ATIME_EPOCH_NS``. ``has_links``: a directory below which hard-linked entries exist. Decoding
+    refuses numbers that no inode can have.
     """
 
     name: bytes
@@ -120,6 +125,16 @@ class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
     count: Count = 0
     has_links: bool = False
     hole_bytes: int = 0
+
+    @property
+    def accessed_ns(self) -> int:
+        """The atime, as stat(2) shows it."""
+        return 0 if self.atime_ns == ATIME_EPOCH_NS else self.atime_ns or self.mtime_ns
+
+    @property
+    def kept_atime_ns(self) -> int:
+        """``atime_ns`` with which the atime stays what it is when the mtime changes."""
+        return self.atime_ns or self.mtime_ns or ATIME_EPOCH_NS
 
     @property
     def is_directory(self) -> bool:

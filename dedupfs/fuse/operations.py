@@ -253,7 +253,8 @@ class Operations(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
-        self._view.setxattr(inode, name, value)  # pyfuse3 has looked after XATTR_CREATE and REPLACE
+        # pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE.
+        self._view.setxattr(inode, name, value, is_member=functools.partial(_is_member, ctx))
 
     @reply
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
@@ -358,6 +359,19 @@ class Operations(pyfuse3.Operations):
 
 
 _HANDLERS = [name for name, member in vars(Operations).items() if hasattr(member, "__wrapped__")]
+
+
+def _is_member(ctx: pyfuse3.RequestContext, gid: int) -> bool:
+    """Whether the caller is in a group, or the superuser, who need not be.
+
+    pyfuse3 does not hand FUSE_SETXATTR_ACL_KILL_SGID on, with which the kernel would say so.
+    """
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):  # in another PID namespace, or gone: rather not
+        return False
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

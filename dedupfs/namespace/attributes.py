@@ -5,6 +5,7 @@ Checks, then records the inode's new entry. Permission to do so was checked by t
 """
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -19,7 +20,7 @@ from dedupfs.errors import (
     NotSupportedError,
 )
 from dedupfs.format.journal import Attributes, Put
-from dedupfs.model import TreeEntry, xattrs_fit
+from dedupfs.model import ATIME_EPOCH_NS, TreeEntry, xattrs_fit
 from dedupfs.namespace import acl
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.state import ViewState
@@ -27,6 +28,7 @@ from dedupfs.namespace.state import ViewState
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 XATTR_VALUE_BYTES_MAX = 65_536
+TIME_NS_MAX = (1 << 63) - 1
 OWN_PREFIX = b"user.dedupfs."
 CAPABILITY = b"security.capability"
 
@@ -44,6 +46,11 @@ class AttrChange:
     ctime_ns: int | None = None
     privileged: bool = False
     """The caller may change a file and keep its suid and sgid bits (CAP_FSETID)."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
+        return self == AttrChange(privileged=self.privileged)
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -93,22 +100,28 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         if access is not None:
             xattrs = with_xattr(xattrs, acl.ACCESS, acl.acl_with_mode(access, mode))
         fields["mode"] = mode
-    if change.uid is not None or change.gid is not None:
+    if change.uid is not None or change.gid is not None or change.is_empty:
         fields["uid"] = entry.uid if change.uid is None else change.uid
         fields["gid"] = entry.gid if change.gid is None else change.gid
         xattrs = with_xattr(xattrs, CAPABILITY, None)
         if not entry.is_directory and change.mode is None:
             fields["mode"] = without_privileges(entry.mode)
     if change.mtime_ns is not None:
-        fields["mtime_ns"] = change.mtime_ns
+        fields["mtime_ns"] = _clamped(change.mtime_ns)
     if change.atime_ns is not None:
-        fields["atime_ns"] = change.atime_ns
-    elif change.mtime_ns is not None and not entry.atime_ns:
-        fields["atime_ns"] = entry.mtime_ns  # 0 means "as mtime", which is about to change
+        fields["atime_ns"] = _clamped(change.atime_ns) or ATIME_EPOCH_NS
+    elif change.mtime_ns is not None:
+        fields["atime_ns"] = entry.kept_atime_ns
     if fields or xattrs is not entry.xattrs:
         fields["xattrs"] = xattrs
         fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
         put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
+
+
+def _clamped(time_ns: int) -> int:
+    """Return the nearest time that an entry can hold (years 1677 to 2262), as the kernel does for
+    file systems whose limits it knows (utimensat(2))."""
+    return max(-TIME_NS_MAX, min(time_ns, TIME_NS_MAX))
 
 
 def without_privileges(mode: int) -> int:
@@ -139,9 +152,16 @@ def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
     if size != entry.size:
         state.open_file(inode).truncate(size, now_ns)
         return
-    put_attributes(
-        state, inode, msgspec.structs.replace(entry, mtime_ns=now_ns, ctime_ns=0), now_ns
+    note_same_size(state, inode, now_ns)
+
+
+def note_same_size(state: ViewState, inode: int, now_ns: int) -> None:
+    """A file was cut off where it ends already, which changes no byte but its times."""
+    entry = state.entry_of(inode)
+    changed = msgspec.structs.replace(
+        entry, atime_ns=entry.kept_atime_ns, mtime_ns=now_ns, ctime_ns=0
     )
+    put_attributes(state, inode, changed, now_ns)
 
 
 def with_xattr(
@@ -157,9 +177,17 @@ def with_xattr(
 
 
 def setxattr(
-    state: ViewState, inode: int, name: bytes, value: bytes, flags: int, now_ns: int
+    state: ViewState,
+    inode: int,
+    name: bytes,
+    value: bytes,
+    flags: int,
+    now_ns: int,
+    is_member: Callable[[int], bool],
 ) -> None:
-    """Set an extended attribute; an access ACL also sets the mode.
+    """Set an extended attribute; an access ACL also sets the mode, and takes sgid as chmod(2) does.
+
+    ``is_member``: whether the caller may give a file of this group sgid.
 
     Raises:
         ExistsError, NoAttributeError: XATTR_CREATE or XATTR_REPLACE do not fit.
@@ -178,19 +206,30 @@ def setxattr(
         raise NoAttributeError(f"{name!r} is not set")
     mode = entry.mode
     kept: bytes | None = value
-    if name == acl.ACCESS:
-        if entry.is_symlink:
-            raise NotSupportedError("a symbolic link has no ACL")
-        mode, kept = acl.set_access(value, mode)
-    elif name == acl.DEFAULT:
-        if not entry.is_directory:
-            raise NotPermittedError("only a directory has a default ACL")
-        acl.validate(value)
+    if name in (acl.ACCESS, acl.DEFAULT):
+        mode, kept = _with_acl(entry, name, value, is_member)
     xattrs = with_xattr(entry.xattrs, name, kept)
     if not xattrs_fit(xattrs):
         raise NoRoomError("no room for more attributes of one file")
     changed = msgspec.structs.replace(entry, mode=mode, xattrs=xattrs, ctime_ns=now_ns)
     put_attributes(state, inode, changed, now_ns)
+
+
+def _with_acl(
+    entry: TreeEntry, name: bytes, value: bytes, is_member: Callable[[int], bool]
+) -> tuple[int, bytes | None]:
+    """Check an ACL; return the mode that goes with it and what is left to keep of it."""
+    if name == acl.DEFAULT:
+        if not entry.is_directory:
+            raise NotPermittedError("only a directory has a default ACL")
+        acl.validate(value)
+        return entry.mode, value
+    if entry.is_symlink:
+        raise NotSupportedError("a symbolic link has no ACL")
+    mode, kept = acl.set_access(value, entry.mode)
+    if mode & stat.S_ISGID and not is_member(entry.gid):
+        mode &= ~stat.S_ISGID
+    return mode, kept
 
 
 def removexattr(state: ViewState, inode: int, name: bytes, now_ns: int) -> None:

@@ -145,7 +145,9 @@ class Directory:
 
     def touch(self, time_ns: int) -> None:
         """Note that an entry came or went."""
-        self.entry = msgspec.structs.replace(self.entry, mtime_ns=time_ns, ctime_ns=0)
+        self.entry = msgspec.structs.replace(
+            self.entry, atime_ns=self.entry.kept_atime_ns, mtime_ns=time_ns, ctime_ns=0
+        )
         self.dirty = True
 
     def add_subdirectories(self, count: int) -> None:

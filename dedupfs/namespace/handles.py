@@ -22,7 +22,7 @@ from dedupfs.errors import (
     StoreFullError,
 )
 from dedupfs.model import Attr
-from dedupfs.namespace.attributes import drop_privileges, put_attributes
+from dedupfs.namespace.attributes import drop_privileges, note_same_size, put_attributes
 from dedupfs.namespace.directory import Directory
 from dedupfs.namespace.ledger import DIRECTORY, PRIVILEGED, Ledger
 from dedupfs.namespace.openfile import OpenFile, ReadPlan
@@ -116,6 +116,8 @@ class HandleTable:
             drop_privileges(self._state, inode, keep_bits=privileged, now_ns=now_ns)
             if file.size:
                 file.truncate(0, now_ns)
+            else:
+                note_same_size(self._state, inode, now_ns)
         return self.open_object(file, privileged=privileged)
 
     def open_object(self, file: OpenFile, *, privileged: bool) -> int:

@@ -168,7 +168,7 @@ def unlink(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> Non
         raise IsADirectoryNameError(f"{name!r} is a directory")
     edits, gone = _drop(state, parent, entry, now_ns)
     state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name)), *edits])
-    _forget(state, gone)
+    _forget(state, gone, now_ns)
 
 
 def _drop(
@@ -187,27 +187,31 @@ def _drop(
     if entry.is_link:
         edits.append(Remove(holder.number, inode_entry.name, 0))
     if file is not None and file.open_count:
-        edits.append(Orphan(inode, msgspec.structs.replace(file.named_entry(), nlink=0)))
+        nameless = msgspec.structs.replace(file.named_entry(), nlink=0, ctime_ns=now_ns)
+        edits.append(Orphan(inode, nameless))
     return edits, inode
 
 
-def _gone(child: Directory) -> Orphan:
+def _gone(child: Directory, now_ns: int) -> Orphan:
     """Return the edit for a directory without a name: somebody may still be in it."""
-    return Orphan(child.inode, msgspec.structs.replace(child.entry, content=b""))
+    entry = msgspec.structs.replace(child.entry, content=b"", ctime_ns=now_ns)
+    return Orphan(child.inode, entry)
 
 
-def _forget(state: ViewState, inode: int | None) -> None:
-    """Drop what memory holds of an inode without a name, unless it is still open."""
+def _forget(state: ViewState, inode: int | None, now_ns: int) -> None:
+    """Drop what memory holds of an inode that lost its last name, unless it is still open."""
     if inode is None:
         return
     directory = state.directories.get(directory_number(inode))
     if directory is not None and directory.inode == inode:
         directory.removed = True  # its number goes when the kernel forgets it
+        directory.set_attributes(msgspec.structs.replace(directory.entry, ctime_ns=now_ns))
         return
     file = state.files.get(inode)
     if file is not None:
         if file.open_count:
-            file.entry = msgspec.structs.replace(file.current_entry(), nlink=0)
+            file.entry = msgspec.structs.replace(file.current_entry(), nlink=0, ctime_ns=now_ns)
+            file.ctime_ns = now_ns
             file.orphan = True
         else:
             state.discard(file)
@@ -226,9 +230,9 @@ def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None
     child = state.child(parent, entry)
     if not child.is_empty():
         raise NotEmptyError(f"{name!r} is not empty")
-    edits: list[Edit] = [Remove(parent.number, name, parent.sequence_under(name)), _gone(child)]
-    state.record(now_ns, edits)
-    _forget(state, child.inode)
+    gone = _gone(child, now_ns)
+    state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name)), gone])
+    _forget(state, child.inode, now_ns)
 
 
 def rename(
@@ -270,7 +274,7 @@ def rename(
         edits += replaced
     edits += _move(state, old_parent, entry, new_parent, new_name, now_ns)
     state.record(now_ns, edits)
-    _forget(state, gone)
+    _forget(state, gone, now_ns)
 
 
 def _replace(
@@ -283,7 +287,7 @@ def _replace(
         child = state.child(parent, target)
         if not child.is_empty():
             raise NotEmptyError(f"{target.name!r} is not empty")
-        return [_gone(child)], child.inode
+        return [_gone(child, now_ns)], child.inode
     if entry.is_directory:
         raise NotADirectoryNameError(f"{target.name!r} is no directory")
     return _drop(state, parent, target, now_ns)

@@ -14,7 +14,7 @@ import msgspec
 from dedupfs.errors import TooLargeError
 from dedupfs.format.journal import Adopt, Dirty, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
-from dedupfs.model import FILE_BYTES_MAX, HOLE, Extent, RecordId, TreeEntry
+from dedupfs.model import ATIME_EPOCH_NS, FILE_BYTES_MAX, HOLE, Extent, RecordId, TreeEntry
 from dedupfs.namespace.contents import hole_bytes, load_recipe
 from dedupfs.namespace.ordered import OrderedCutter
 from dedupfs.namespace.staging import Staging
@@ -209,7 +209,10 @@ class OpenFile:
         self.changed(now_ns)
 
     def changed(self, now_ns: int) -> None:
-        """Note that the bytes changed at ``now_ns``."""
+        """Note that the bytes changed at ``now_ns``; when they were read last stays as it was."""
+        if not self.entry.atime_ns:
+            atime_ns = self.mtime_ns or ATIME_EPOCH_NS
+            self.entry = msgspec.structs.replace(self.entry, atime_ns=atime_ns)
         self.mtime_ns = now_ns
         self.ctime_ns = 0
         self.unsettled = True

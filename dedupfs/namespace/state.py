@@ -262,7 +262,7 @@ class ViewState:
             rdev=entry.rdev,
             size=DIRECTORY_BYTES if is_directory else entry.size,
             stored_blocks=0 if is_directory else -(-(entry.size - entry.hole_bytes) // BLOCK_BYTES),
-            atime_ns=entry.atime_ns or entry.mtime_ns,
+            atime_ns=entry.accessed_ns,
             mtime_ns=entry.mtime_ns,
             ctime_ns=entry.ctime_ns or entry.mtime_ns,
         )

@@ -7,7 +7,7 @@ thread.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -259,9 +259,18 @@ class View:
         """Return the names of the extended attributes that were set."""
         return [name for name, _ in self._state.entry_of(inode).xattrs]
 
-    def setxattr(self, inode: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute."""
-        attributes.setxattr(self._state, inode, name, value, flags, self._now())
+    def setxattr(
+        self,
+        inode: int,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        is_member: Callable[[int], bool] = lambda _gid: True,
+    ) -> None:
+        """Set an extended attribute; ``is_member``: whether the caller is of a file's group."""
+        now_ns = self._now()
+        attributes.setxattr(self._state, inode, name, value, flags, now_ns, is_member)
 
     def removexattr(self, inode: int, name: bytes) -> None:
         """Remove an extended attribute."""

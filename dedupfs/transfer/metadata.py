@@ -76,7 +76,7 @@ def apply_metadata(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
     if not entry.is_symlink:
         with _told(failed, "its mode"):
             os.chmod(target, _safe_mode(target, entry, failed))
-    times = (entry.atime_ns or entry.mtime_ns, entry.mtime_ns)
+    times = (entry.accessed_ns, entry.mtime_ns)
     with _told(failed, "its times"):
         os.utime(target, ns=times)
 

@@ -300,7 +300,15 @@ class FakeView:
             raise NoAttributeError(os.fsdecode(name))
         return xattrs[name]
 
-    def setxattr(self, inode: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(
+        self,
+        inode: int,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        is_member: Callable[[int], bool] = lambda _gid: True,
+    ) -> None:
         self._call("setxattr")
         self._node(inode).xattrs[name] = value
 

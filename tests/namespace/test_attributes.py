@@ -138,3 +138,55 @@ def test_changing_a_file_takes_its_privileges_unless_root_does_it(view: View) ->
     assert stat.S_IMODE(view.getattr(inode).mode) == 0o2644, "sgid without x is a lock, not a right"
     view.release(root)
     view.release(handle)
+
+
+def test_a_write_leaves_atime_alone_also_after_a_crash_and_a_fold(store: Store) -> None:
+    view = View.bring_back(store)
+    handle, made = view.create(1, b"f", 0o644, CALLER)
+    top = view.mkdir(1, b"d", 0o755, CALLER)
+    view.write(handle, 0, b"x" * 100)
+    view.mkdir(top.inode, b"below", 0o755, CALLER)
+    assert view.getattr(made.inode).atime_ns == made.atime_ns < view.getattr(made.inode).mtime_ns
+    assert view.getattr(top.inode).atime_ns == top.atime_ns
+    view._opened.release()  # as a crash does: nothing was folded
+    for _ in range(2):
+        again = View.bring_back(store)
+        assert again.lookup(1, b"f").atime_ns == made.atime_ns
+        assert again.lookup(1, b"d").atime_ns == top.atime_ns
+        again.close()
+
+
+def test_an_atime_of_0_is_told_apart_from_none(store: Store, view: View) -> None:
+    made = view.mkdir(1, b"d", 0o755, CALLER)
+    assert view.setattr(made.inode, AttrChange(atime_ns=0, mtime_ns=5)).atime_ns == 0
+    assert view.setattr(made.inode, AttrChange(mtime_ns=7)).atime_ns == 0
+    view.close()
+    again = View.bring_back(store)
+    assert (again.lookup(1, b"d").atime_ns, again.lookup(1, b"d").mtime_ns) == (0, 7)
+    again.close()
+
+
+def test_times_beyond_64_bits_are_the_last_that_fit(store: Store, view: View) -> None:
+    made = view.mkdir(1, b"d", 0o755, CALLER)
+    changed = view.setattr(made.inode, AttrChange(atime_ns=-(10**30), mtime_ns=10**30))
+    assert (changed.atime_ns, changed.mtime_ns) == (1 - 2**63, 2**63 - 1)
+    view.close()
+    again = View.bring_back(store)
+    assert again.lookup(1, b"d").mtime_ns == 2**63 - 1
+    again.close()
+
+
+def test_chown_to_nobody_takes_set_id_bits_of_a_file_but_not_of_a_directory(view: View) -> None:
+    handle, made = view.create(1, b"f", 0o6750, CALLER)
+    view.release(handle)
+    assert stat.S_IMODE(view.setattr(made.inode, AttrChange(privileged=True)).mode) == 0o750
+    directory = view.mkdir(1, b"d", 0o7755, CALLER)
+    assert view.setattr(directory.inode, AttrChange()).mode == directory.mode
+
+
+def test_an_acl_of_somebody_outside_the_group_takes_sgid(view: View) -> None:
+    made = view.mkdir(1, b"d", 0o2750, CALLER)
+    view.setxattr(made.inode, acl.ACCESS, DEFAULT_ACL, is_member=lambda gid: gid == made.gid)
+    assert view.getattr(made.inode).mode & stat.S_ISGID
+    view.setxattr(made.inode, acl.ACCESS, DEFAULT_ACL, is_member=lambda gid: gid != made.gid)
+    assert not view.getattr(made.inode).mode & stat.S_ISGID
