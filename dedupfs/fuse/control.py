@@ -86,9 +86,7 @@ class ControlServer:
 
     async def _answer(self, line: bytes) -> live.Reply:
         try:
-            return await self._do(live.decode_request(line))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            return live.Failed.of(UsageError(f"not a control request: {exc}"))
+            return await self._do(_decode(line))
         except DedupfsError as exc:
             return live.Failed.of(exc)
         except Exception as exc:
@@ -143,6 +141,14 @@ async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
                 raise
         else:
             return connection
+
+
+def _decode(line: bytes) -> live.Request:
+    try:
+        request: live.Request = live.decode_request(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"not a control request: {exc}") from exc
+    return request
 
 
 def _check_peer(connection: trio.socket.SocketType) -> None:

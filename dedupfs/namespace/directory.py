@@ -66,11 +66,6 @@ class Directory:
         return self.entry.nlink
 
     @property
-    def depth(self) -> int:
-        """How many directories lie above."""
-        return 0 if self.parent is None else self.parent.depth + 1
-
-    @property
     def is_links(self) -> bool:
         """Whether this is a scope's hidden directory of hard-linked inodes."""
         return self.entry.name == LINKS_NAME

@@ -6,7 +6,7 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -138,11 +138,11 @@ class Folder:
             if not directory.dirty or directory.scope.removed or directory.removed:
                 continue
             above: Directory | None = directory
-            while above is not None:
+            while above is not None and above.number not in changed:
                 changed[above.number] = above
                 above = above.parent
         encoded: dict[int, TreeEntry] = {}
-        for directory in sorted(changed.values(), key=lambda d: d.depth, reverse=True):
+        for directory in _deepest_first(changed.values()):
             entry = self._encode(directory, encoded)
             encoded[directory.number] = entry
             if directory.parent is not None and not directory.is_links:
@@ -383,3 +383,21 @@ class Folder:
             content=old.content + links_id,
             size=old.size + sum(entry.size for entry in entries),
         )
+
+
+def _deepest_first(directories: Iterable[Directory]) -> list[Directory]:
+    """Return the directories so that each comes before those that it lies in.
+
+    Not by recursion: they may lie deeper than Python's stack.
+    """
+    depths: dict[int, int] = {}
+    listed = list(directories)
+    for directory in listed:
+        way: list[int] = []
+        above: Directory | None = directory
+        while above is not None and above.number not in depths:
+            way.append(above.number)
+            above = above.parent
+        depth = depths[above.number] if above is not None else -1
+        depths.update((number, depth + step) for step, number in enumerate(reversed(way), start=1))
+    return sorted(listed, key=lambda directory: depths[directory.number], reverse=True)
