@@ -58,9 +58,11 @@ COMMANDS: Section = {
     name: place for section in SECTIONS.values() for name, place in section.items()
 }
 
+HIDDEN: Section = {"go-on": ("dedupfs.cli.upgrade", "Take a mount over from another program.")}
+
 
 class LazyGroup(click.Group):
-    """Commands by name, imported on use, listed by section."""
+    """Commands by name, imported on use, listed by section (but for the hidden ones)."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return all names, without importing anything."""
@@ -68,9 +70,10 @@ class LazyGroup(click.Group):
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module and return the command."""
-        if cmd_name not in COMMANDS:
+        place = COMMANDS.get(cmd_name) or HIDDEN.get(cmd_name)
+        if place is None:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(place[0])
         commands: list[click.Command] = module.COMMANDS
         return next((command for command in commands if command.name == cmd_name), None)
 

@@ -83,7 +83,8 @@ def _serve(
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
-        from dedupfs.fuse import relay, server, session, supervisor
+        from dedupfs.cli import upgrade
+        from dedupfs.fuse import server, session, supervisor
     except ImportError as exc:
         raise MountError(
             f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
@@ -100,14 +101,8 @@ def _serve(
     if not foreground and store_path.is_dir():
         run_directory = store_path / live.RUN_DIRECTORY
         background.log_to(run_directory / (options.stem + live.LOG_SUFFIX))
-
-    def daemon(baton: relay.Baton | None, answers: server.Ready) -> None:
-        if baton is None:
-            server.serve(store_path, mountpoint, options, answers)
-        else:
-            server.resume(store_path, mountpoint, options, answers, baton)
-
-    supervisor.supervise(daemon, ready)
+    mounted = upgrade.SupervisedMount(store_path, mountpoint, options)
+    supervisor.supervise(mounted.serve, ready, mounted)
 
 
 def _tell_service_manager() -> None:

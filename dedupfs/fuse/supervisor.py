@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
 
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.fuse.relay import Baton, Relay
@@ -26,6 +27,8 @@ from dedupfs.namespace.live import Failed
 log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RENEWING = signal.SIGUSR2
+"""Another program takes this one's place: a newer dedupfs, say."""
 UNREADY_MAX = 3
 """So many daemons in a row that die before they answer: the next one would die, too."""
 DEATHS_MAX = 8
@@ -36,14 +39,30 @@ Serve = Callable[[Baton | None, Callable[[Baton | None], None]], None]
 """The daemon: mounts, or goes on with a baton; says when it answers, and what it would leave."""
 
 
-def supervise(serve: Serve, ready: Callable[[], None]) -> None:
+class Renewal(Protocol):
+    """How a supervisor makes room for another program."""
+
+    def is_possible(self) -> bool:
+        """Whether that program would start."""
+        ...
+
+    def execute(self, baton: Baton) -> NoReturn:
+        """Become that program, which goes on with the baton."""
+        ...
+
+
+def supervise(
+    serve: Serve, ready: Callable[[], None], renewal: Renewal, baton: Baton | None = None
+) -> None:
     """Run ``serve`` in a child, and again whenever that dies; ``ready`` when the first one answers.
+
+    ``baton``: a mount is there already; this process has just become another program.
 
     Raises:
         DedupfsError: what the last daemon ended with.
     """
     gc.freeze()  # or the collector would write to, and so copy, every page that is shared
-    _Supervisor(serve, ready).run()
+    _Supervisor(serve, ready, renewal, baton).run()
 
 
 @dataclass
@@ -65,6 +84,7 @@ class _Child:
 class _Supervisor:
     serve: Serve
     ready: Callable[[], None]
+    renewal: Renewal
     baton: Baton | None = None
     unready: int = 0
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_MAX))
@@ -104,14 +124,29 @@ class _Supervisor:
             readable = {fd for fd, _event in poll.poll()}
             if child.relay.fileno() in readable and not self._listen(child):
                 poll.unregister(child.relay)
-            if signals.fileno() in readable:
-                signals.collect()
+            if signals.fileno() in readable and signals.collect() and child.answered:
+                self._renew(child, signals)
             if child.answered or self.baton is None:  # one that takes over would just die of them
                 signals.forward(child.pid)
             if child.handle in readable:
                 while self._listen(child):
                     continue
                 return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+
+    def _renew(self, child: _Child, signals: "_Signals") -> None:
+        """Become another program, if there is one that can go on; callers only wait."""
+        if self.baton is None:
+            log.error("this mount cannot be handed to another program")
+            return
+        if not self.renewal.is_possible():
+            log.error("another program was asked for, but it does not start: going on as before")
+            return
+        log.info("another program takes over")
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        child.close()
+        signals.restore()
+        self.renewal.execute(self.baton)
 
     def _listen(self, child: _Child) -> bool:
         said = child.relay.receive()
@@ -199,7 +234,8 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        self._old = {number: signal.signal(number, _ignored) for number in FORWARDED}
+        kept = (*FORWARDED, RENEWING)
+        self._old = {number: signal.signal(number, _ignored) for number in kept}
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -217,10 +253,14 @@ class _Signals:
         """For poll(2)."""
         return self._reader.fileno()
 
-    def collect(self) -> None:
-        """Read which signals came."""
-        with suppress(BlockingIOError):
-            self._waiting += [n for n in self._reader.recv(4096) if n in FORWARDED]
+    def collect(self) -> bool:
+        """Read which signals came; return whether another program is to take over."""
+        try:
+            came = self._reader.recv(4096)
+        except BlockingIOError:
+            return False
+        self._waiting += [number for number in came if number in FORWARDED]
+        return RENEWING in came
 
     def forward(self, pid: int) -> None:
         """Send the daemon what came."""

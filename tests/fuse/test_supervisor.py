@@ -6,8 +6,11 @@ in the place of the connection to the kernel. tests/takeover/ has real mounts.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+
+import pytest
 
 from dedupfs.errors import MountError, StoreError
 from dedupfs.fuse.supervisor import DEATHS_MAX, UNREADY_MAX
@@ -28,8 +31,17 @@ def serve(baton, ready):
     say(f"daemon {'first' if baton is None else 'next'}")
 BODY
 
+class Renewal:
+    def is_possible(self):
+        say("asked")
+        return "POSSIBLE" == "yes"
+
+    def execute(self, baton):
+        say("executed")
+        os._exit(0)
+
 try:
-    supervisor.supervise(serve, lambda: say("ready"))
+    supervisor.supervise(serve, lambda: say("ready"), Renewal())
 except DedupfsError as exc:
     print(f"{type(exc).__name__}: {exc}")
     sys.exit(exc.exit_code)
@@ -44,13 +56,15 @@ else:
     ready(None)
 """
 LEAVE_ALONE = LEAVE.replace(", 'other end': writer", "")
+BLOCK = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def start(body: str) -> subprocess.Popen[str]:
+def start(body: str, possible: str = "no") -> subprocess.Popen[str]:
     indented = "".join(f"    {line}\n" for line in body.splitlines())
+    program = PROGRAM.replace("BODY", indented).replace("POSSIBLE", possible)
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("BODY", indented)],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
@@ -110,8 +124,7 @@ def test_a_mount_that_is_gone_needs_no_daemon() -> None:
 
 
 def test_ending_signals_reach_the_daemon() -> None:
-    wait = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
-    process = start(f"{wait}\n{LEAVE}\nsay(signal.sigwait([signal.SIGTERM]).name)")
+    process = start(f"{BLOCK}\n{LEAVE}\nsay(signal.sigwait([signal.SIGTERM]).name)")
     assert process.stdout is not None
     said = [process.stdout.readline(), process.stdout.readline()]
     process.terminate()
@@ -119,6 +132,23 @@ def test_ending_signals_reach_the_daemon() -> None:
     assert said == ["daemon first\n", "ready\n"]
     assert rest.splitlines() == ["SIGTERM", "ended"]
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("possible", ["yes", "no"])
+def test_another_program_takes_over_when_it_can(possible: str) -> None:
+    process = start(f"{BLOCK}\n{LEAVE}\nsignal.sigwait([signal.SIGTERM])", possible)
+    assert process.stdout is not None
+    for _line in ("daemon first", "ready"):
+        process.stdout.readline()
+    process.send_signal(signal.SIGUSR2)
+    assert process.stdout.readline() == "asked\n"
+    if possible == "yes":
+        assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines()[-1] == "executed"
+        assert process.returncode == 0
+        return
+    assert "going on as before" in process.stdout.readline()
+    process.terminate()
+    assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
 
 
 def test_a_daemon_inherits_nothing_that_it_was_not_given() -> None:

@@ -11,10 +11,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dedupfs.cli.upgrade import SupervisedMount
 from dedupfs.fuse import server, supervisor
 from dedupfs.fuse.relay import Baton
 from dedupfs.fuse.session import prepare_mountpoint
@@ -43,15 +43,17 @@ def main(store_path: Path, mountpoint: Path, operation: str, when: str) -> None:
     mountpoint = prepare_mountpoint(mountpoint, store_path)
     os.chdir("/")
 
-    def daemon(baton: Baton | None, ready: Callable[[Baton | None], None]) -> None:
+    mounted = SupervisedMount(store_path, mountpoint, options)
+
+    def daemon(baton: Baton | None, ready: server.Ready) -> None:
         if baton is not None:
-            server.resume(store_path, mountpoint, options, ready, baton)
+            mounted.serve(baton, ready)
             return
         with Store.open(store_path) as store:
             view = dying(operation, when).bring_back(store, mountpoint=str(mountpoint))
             server.serve_view(view, store_path, mountpoint, options, ready)
 
-    supervisor.supervise(daemon, lambda: say(sys.stdout, "ready"))
+    supervisor.supervise(daemon, lambda: say(sys.stdout, "ready"), mounted)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ class Supervised:
         end.close()
         self.kills += 1
 
+    def upgrade(self) -> None:
+        """Let the installed program take over; return when it has."""
+        before = self.running()
+        os.kill(before.supervisor, signal.SIGUSR2)
+        assert eventually(lambda: self.running().pid != before.pid)
+        assert self.running().supervisor == before.supervisor
+
     def end(self) -> None:
         """Unmount, and wait until all is put away."""
         if not is_mounted(self.path):

@@ -93,6 +93,19 @@ def test_a_file_without_a_name_lives_on(
     assert "f" not in os.listdir(mounted.path)
 
 
+def test_another_program_takes_over_what_is_open(mount: Mount) -> None:
+    mounted = mount()
+    with opened(mounted.path / "f") as fd:
+        os.write(fd, b"first")
+        os.unlink(mounted.path / "f")
+        mounted.upgrade()
+        os.write(fd, b", second")
+        mounted.kill_daemon()
+        assert os.pread(fd, 20, 0) == b"first, second"
+        mounted.upgrade()
+        assert os.pread(fd, 20, 0) == b"first, second"
+
+
 def test_times_stay_to_the_nanosecond(mount: Mount) -> None:
     mounted = mount()
     path = mounted.path / "f"

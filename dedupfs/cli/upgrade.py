@@ -1,0 +1,99 @@
+"""One mount from its first daemon to another program: what ``dedupfs mount`` runs, and becomes.
+
+SIGUSR2 makes a supervisor execute the dedupfs that is installed now, with the baton in its
+environment: its process id stays, and callers wait as they do when a daemon dies. Knows how
+processes follow each other; not what they do. Source: execve(2).
+"""
+
+import base64
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import msgspec
+
+from dedupfs.cli import background
+from dedupfs.errors import UsageError
+from dedupfs.fuse import server
+from dedupfs.fuse.relay import Baton
+from dedupfs.fuse.supervisor import supervise
+
+log = logging.getLogger(__name__)
+
+PROBE_S_MAX = 30.0
+_ENVIRONMENT = "DEDUPFS_BATON"
+
+
+class _Order(msgspec.Struct, frozen=True):
+    """What the next program has to do."""
+
+    store_path: str
+    mountpoint: str
+    options: server.MountOptions
+    baton: Baton
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedMount:
+    """A store, a prepared mount point, and how it is mounted."""
+
+    store_path: Path
+    mountpoint: Path
+    options: server.MountOptions
+
+    def serve(self, baton: Baton | None, ready: server.Ready) -> None:
+        """Be a daemon: the first one, or one that goes on."""
+        if baton is None:
+            server.serve(self.store_path, self.mountpoint, self.options, ready)
+        else:
+            server.resume(self.store_path, self.mountpoint, self.options, ready, baton)
+
+    def is_possible(self) -> bool:
+        """Whether the dedupfs that is installed now starts, and knows what it would be given."""
+        probe = [*_COMMAND, "--probe"]
+        try:
+            return subprocess.run(probe, check=False, timeout=PROBE_S_MAX).returncode == 0
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            log.error("%s: %s", probe, exc)
+            return False
+
+    def execute(self, baton: Baton) -> NoReturn:
+        """Become that dedupfs."""
+        level = logging.getLogger().level
+        order = _Order(
+            str(self.store_path), str(self.mountpoint), self.options, baton, log_level=level
+        )
+        for fd in baton.fds.values():
+            os.set_inheritable(fd, True)
+        encoded = base64.b64encode(msgspec.msgpack.encode(order)).decode()
+        os.execve(sys.executable, _COMMAND, {**os.environ, _ENVIRONMENT: encoded})
+
+
+_COMMAND = [sys.executable, "-m", "dedupfs", "go-on"]
+
+
+@click.command("go-on", hidden=True)
+@click.option("--probe", is_flag=True, help="Only say that this program starts.")
+def go_on(probe: bool) -> None:
+    """Go on as the supervisor of a mount that another program has supervised so far."""
+    if probe:
+        return
+    encoded = os.environ.pop(_ENVIRONMENT, None)
+    if encoded is None:
+        raise UsageError("this command is for 'dedupfs mount', which hands a mount over by it")
+    order = msgspec.msgpack.decode(base64.b64decode(encoded), type=_Order)
+    logging.getLogger().setLevel(order.log_level)
+    background.log_to_stderr()
+    for fd in order.baton.fds.values():
+        os.set_inheritable(fd, False)
+    mount = SupervisedMount(Path(order.store_path), Path(order.mountpoint), order.options)
+    supervise(mount.serve, lambda: None, mount, order.baton)
+
+
+COMMANDS: list[click.Command] = [go_on]
