@@ -1,6 +1,6 @@
 """A supervised mount whose first daemon kills itself in the middle of one request.
 
-    python -m tests.takeover.dying STORE MOUNTPOINT OPERATION before|after
+    python -m tests.takeover.dying STORE MOUNTPOINT OPERATION before|after [USER]
 
 Killed before the view has done OPERATION, or after it and before the kernel gets the answer. The
 supervisor and the daemons after the first are the real ones.
@@ -21,6 +21,7 @@ from dedupfs.fuse.session import prepare_mountpoint
 from dedupfs.namespace.view import View
 from dedupfs.store.store import Store
 from tests.fuse.daemon import say
+from tests.fuse.harness import become
 
 
 def dying(operation: str, when: str) -> type[View]:
@@ -36,8 +37,12 @@ def dying(operation: str, when: str) -> type[View]:
     return type("DyingView", (View,), {operation: last})
 
 
-def main(store_path: Path, mountpoint: Path, operation: str, when: str) -> None:
+def main(
+    store_path: Path, mountpoint: Path, operation: str, when: str, user: int | None = None
+) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if user is not None:
+        become(user)
     options = server.MountOptions(supervisor=os.getpid())
     server.ensure_store(store_path)
     mountpoint = prepare_mountpoint(mountpoint, store_path)
@@ -57,4 +62,5 @@ def main(store_path: Path, mountpoint: Path, operation: str, when: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    _program, *paths, wanted, moment = sys.argv[:5]
+    main(Path(paths[0]), Path(paths[1]), wanted, moment, *map(int, sys.argv[5:]))

@@ -12,20 +12,24 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from dedupfs.fuse.session import DEVICE
 from dedupfs.maintenance.check import check
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.view import Caller, View
 from dedupfs.store.store import Store
-from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, detach, is_mounted
+from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, detach, is_mounted, run_code
 
 pytestmark = pytest.mark.fuse
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+NOBODY = 65534
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -144,13 +148,13 @@ def store_path(tmp_path: Path) -> Iterator[Path]:
         assert not report.problems, report.problems
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
-def test_a_request_is_done_once(store_path: Path, step: str, when: str) -> None:
-    operation, act = STEPS[step]
-    mountpoint, log_path = store_path.parent / "mnt", store_path.parent / "log"
-    mountpoint.mkdir()
-    arguments = [str(store_path), str(mountpoint), operation, when]
+@contextmanager
+def dying(
+    store_path: Path, mountpoint: Path, operation: str, when: str, *user: int
+) -> Iterator[None]:
+    """A mount whose first daemon dies in ``operation`` and whose second one ends in order."""
+    log_path = store_path.parent / "log"
+    arguments = [str(word) for word in (store_path, mountpoint, operation, when, *user)]
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.takeover.dying", *arguments],
@@ -161,7 +165,7 @@ def test_a_request_is_done_once(store_path: Path, step: str, when: str) -> None:
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == b"ready\n", log_path.read_text()
-        act(mountpoint / "work")
+        yield
         assert log_path.read_text().count("took over") == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(END_TIMEOUT_S) == 0
@@ -170,3 +174,43 @@ def test_a_request_is_done_once(store_path: Path, step: str, when: str) -> None:
         while is_mounted(mountpoint):
             detach(mountpoint)
         process.wait(END_TIMEOUT_S)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_request_is_done_once(store_path: Path, step: str, when: str) -> None:
+    operation, act = STEPS[step]
+    mountpoint = store_path.parent / "mnt"
+    mountpoint.mkdir()
+    with dying(store_path, mountpoint, operation, when):
+        act(mountpoint / "work")
+
+
+@pytest.fixture
+def users_own() -> Iterator[Path]:
+    """A directory of an ordinary user, and a device that ordinary users may open."""
+    mode = stat.S_IMODE(DEVICE.stat().st_mode)
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+        directory = Path(name).resolve()
+        (directory / "mnt").mkdir()
+        for path in (directory, directory / "mnt"):
+            os.chown(path, NOBODY, NOBODY)
+            path.chmod(0o755)
+        DEVICE.chmod(0o666)
+        try:
+            yield directory
+        finally:
+            DEVICE.chmod(mode)
+
+
+@pytest.mark.root
+@pytest.mark.program("fusermount3")
+def test_an_ordinary_users_mount_is_taken_over_as_well(users_own: Path) -> None:
+    store, mountpoint = users_own / "store", users_own / "mnt"
+    with dying(store, mountpoint, "write", "after", NOBODY):
+        code = (
+            f"fd = os.open({str(mountpoint / 'f')!r}, os.O_RDWR | os.O_CREAT); "
+            "os.write(fd, b'first'); os.write(fd, b', second'); print(os.pread(fd, 20, 0))"
+        )
+        done = run_code(code, NOBODY)
+        assert (done.returncode, done.stdout) == (0, "b'first, second'\n"), done.stderr
