@@ -7,6 +7,7 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -77,6 +78,8 @@ class Folder:
         state = self._state
         if any(inode not in state.files for inode in state.held):
             return True
+        if state.journal is not None and state.journal.sync_failed:
+            return True  # the next one can be durable
         return any(d.dirty and not d.removed for d in state.directories.values()) or any(
             file.unsettled and not file.orphan for file in state.files.values()
         )
@@ -97,11 +100,12 @@ class Folder:
 
     def _fold(self, everything: bool) -> None:
         state = self._state
-        self.drop_obsolete()
+        with suppress(StoreError):  # the next journal will not speak of them
+            self.drop_obsolete()
         carried = []
         for file in list(state.files.values()):
             if not file.orphan and file.unsettled:
-                if not everything and file.open_count and file.staging is not None:
+                if not everything and file.open_count and file.may_be_carried:
                     carried.append(file)
                 else:
                     settle(file)

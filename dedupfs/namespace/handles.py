@@ -19,6 +19,7 @@ from dedupfs.errors import (
     NamespaceError,
     ReadOnlyError,
     StaleError,
+    StoreError,
     StoreFullError,
 )
 from dedupfs.model import Attr
@@ -42,6 +43,8 @@ class SyncPlan:
     """What must reach the disk; holds its files open, so it may run in a thread."""
 
     steps: tuple[Callable[[], None], ...]
+    may_fail: bool = False
+    """Whether this only saves waiting later, so that who comes later may meet the failure."""
 
     def run(self) -> None:
         """Wait until everything is durable.
@@ -50,7 +53,11 @@ class SyncPlan:
             StoreError, StoreFullError: it is not.
         """
         for step in self.steps:
-            step()
+            try:
+                step()
+            except StoreError:
+                if not self.may_fail:
+                    raise
 
 
 @dataclass(slots=True)
@@ -197,7 +204,7 @@ class HandleTable:
         except StoreFullError:  # a crash before the next fold costs the exact time, nothing else
             log.info("disk full, mtime not journaled inode=%d", file.inode)
 
-    def plan_sync(self, inode: int | None) -> SyncPlan:
+    def plan_sync(self, inode: int | None, *, may_fail: bool = False) -> SyncPlan:
         """Plan to make one file durable, or (None) all of the view."""
         state = self._state
         if state.journal is None:
@@ -209,7 +216,7 @@ class HandleTable:
             path = state.path
             steps.append(lambda: state.store.disk.fsync_dir(path))
         steps.append(state.journal.sync)
-        return SyncPlan(tuple(steps))
+        return SyncPlan(tuple(steps), may_fail)
 
     # --- directories -----------------------------------------------------------------------------
 

@@ -36,6 +36,9 @@ class Journal:
         self.generation = generation
         self._file = file
         self.size = size
+        self.sync_failed = False
+        """Whether a sync failed: the kernel may have dropped those bytes, and would tell nobody
+        again, so this file is never called durable any more. The next fold starts another one."""
         self.declared: set[int] = set()
         """Inodes whose place this journal states, so that it can be read without the index."""
 
@@ -86,8 +89,18 @@ class Journal:
         self.size += len(data)
 
     def sync(self) -> None:
-        """Make all records durable; may be called from another thread."""
-        self._disk.fdatasync(self._file)
+        """Make all records durable; may be called from another thread.
+
+        Raises:
+            StoreFullError, StoreError: they are not, now or since an earlier sync failed.
+        """
+        if self.sync_failed:
+            raise StoreError(f"cannot sync {self.path}: an earlier sync failed")
+        try:
+            self._disk.fdatasync(self._file)
+        except StoreError:
+            self.sync_failed = True
+            raise
 
     def remove(self) -> None:
         """Delete the file; its descriptor goes with the last user."""

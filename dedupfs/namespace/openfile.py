@@ -6,12 +6,13 @@ goes to the ``FileLog`` before a call returns. Source: docs/architecture.md, "Wr
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from dedupfs.errors import TooLargeError
+from dedupfs.errors import StoreError, TooLargeError
 from dedupfs.format.journal import Adopt, Dirty, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
 from dedupfs.model import ATIME_EPOCH_NS, FILE_BYTES_MAX, HOLE, Extent, RecordId, TreeEntry
@@ -320,8 +321,17 @@ class OpenFile:
             self.staging.touch(now_ns)
             if size < self.journaled_stop:
                 self.staging.write(start, data, now_ns)
-                self.staging.sync()  # or a power cut could bring back the length without the bytes
-                self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
+                with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
+                    # or a power cut could bring back the length without the bytes
+                    self.staging.sync()
+                try:
+                    self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
+                except StoreError:
+                    self._take_truncate(size, now_ns)  # the staging file is shorter all the same
+                    raise
+        self._take_truncate(size, now_ns)
+
+    def _take_truncate(self, size: int, now_ns: int) -> None:
         self.apply_truncate(size)
         self.changed(now_ns)
 
@@ -376,8 +386,12 @@ class OpenFile:
             self._log.append_file(self.inode, [edit], now_ns)
             self.apply_adopt(start, extents)
             adopted.append((start, start + sum(extent.length for extent in extents)))
-        if adopted:
+        if not adopted:
+            return
+        try:
             self._log.sync_journal()
+        except StoreError:
+            return  # the blocks stay, and fsync will tell: the write itself is done
         for start, stop in adopted:
             self.staging.punch(start, stop)
 
@@ -386,6 +400,11 @@ class OpenFile:
         self.recipe.extend(hole_extents(start - self.recipe.size))
         self.recipe.extend(extents)
         self.dirty.remove(start, self.recipe.size)
+
+    @property
+    def may_be_carried(self) -> bool:
+        """Whether its bytes may stay in the staging file through a fold."""
+        return self.staging is not None and not self.staging.sync_failed
 
     def sync(self) -> None:
         """Make the staging file durable, with the time of the last write or what utimes set."""

@@ -9,7 +9,7 @@ Source: docs/architecture.md, "Settling".
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dedupfs.errors import MissingRecordError
+from dedupfs.errors import MissingRecordError, StoreError
 from dedupfs.model import HOLE, Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import is_zero, put_chunk, store_content
 from dedupfs.namespace.openfile import OpenFile
@@ -180,11 +180,16 @@ class _Settling:
         wanted = staged_bytes >= self._store.config.verbatim_bytes_min
         if self._collided or not wanted or 2 * staged_bytes < file.staging.stored_bytes:
             return
+        if file.staging.sync_failed:
+            return  # its bytes must be written anew
         chunks = [(part.start, Extent(part.free_id, part.length)) for part in staged]
         try:
             self._store.put_verbatim(file.staging.path, chunks)
         except MissingRecordError:
             return  # an id was taken by other bytes meanwhile: ``put`` finds another for it
+        except StoreError:
+            file.staging.sync_failed = True  # perhaps: then no later sync would tell
+            raise
         self._packed = {part.free_id for part in staged}
 
     def _pour(self) -> list[Extent]:

@@ -7,6 +7,7 @@ link when it settles, so new data is written once. Knows no inode and no journal
 import os
 from pathlib import Path
 
+from dedupfs.errors import StoreError
 from dedupfs.store.disk import Disk, File
 
 PREFIX = "staging."
@@ -26,6 +27,9 @@ class Staging:
         self.number = number
         self.path = staging_path(directory, number)
         self.file: File = disk.open(self.path, write=True, create=True)
+        self.sync_failed = False
+        """Whether a sync failed: the kernel may have dropped those bytes, and would tell nobody
+        again, so this file is never called durable any more; settling writes them anew."""
 
     @property
     def size(self) -> int:
@@ -74,8 +78,18 @@ class Staging:
         self._disk.punch(self.file, start, stop)
 
     def sync(self) -> None:
-        """Make the bytes and their time durable; may be called from another thread."""
-        self._disk.fsync(self.file)
+        """Make the bytes and their time durable; may be called from another thread.
+
+        Raises:
+            StoreFullError, StoreError: they are not, now or since an earlier sync failed.
+        """
+        if self.sync_failed:
+            raise StoreError(f"cannot sync {self.path}: an earlier sync failed")
+        try:
+            self._disk.fsync(self.file)
+        except StoreError:
+            self.sync_failed = True
+            raise
 
     def remove(self) -> None:
         """Delete the name (a verbatim pack made of the file stays)."""

@@ -386,7 +386,7 @@ class View:
 
     def prepare_fold(self) -> SyncPlan:
         """Plan the waiting that a fold would do: run it in a thread first."""
-        return self._handles.plan_sync(None)
+        return self._handles.plan_sync(None, may_fail=True)
 
     def fold(self) -> None:
         """Turn what changed into trees and start a new journal.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dedupfs.errors import StoreFullError, UsageError
+from dedupfs.errors import StoreError, StoreFullError, UsageError
 from dedupfs.format.keys import decode_location
 from dedupfs.model import PackKind, RecordId
 from dedupfs.store.codec import decode
@@ -46,7 +46,7 @@ class Committer:
         """See ``Store.transaction``."""
         if self._thread == threading.get_ident():
             raise UsageError("a transaction inside a transaction")
-        self.packs.sync()
+        self.sync()
         if self.pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
             raise StoreFullError(f"{self.layout.root}: the disk is full")
         with self.db.writing() as raw:
@@ -63,6 +63,19 @@ class Committer:
         self.pending.clear()
         self.packs.committed()
 
+    def sync(self) -> None:
+        """Make all packs durable; when the disk could not, what is pending is given up.
+
+        The kernel drops what it could not write and tells once, so a second try would prove
+        nothing: callers put their records again.
+        """
+        try:
+            self.packs.sync()
+        except StoreError:
+            if self.packs.sync_failed:
+                self.drop_pending()
+            raise
+
     def _finish(self, txn: Transaction) -> None:
         """Write all rows; everything but LMDB's own commit has been done when this returns."""
         while True:
@@ -73,7 +86,7 @@ class Committer:
             self._give_up(lost)
             if not lost.isdisjoint(txn.deltas):
                 raise lost_error(plan.lost)
-        self.packs.sync()  # what the body itself has put
+        self.sync()  # what the body itself has put
         write_plan(txn, plan, self.pending, self.packs.states())
 
     def _give_up(self, lost: set[RecordId]) -> None:

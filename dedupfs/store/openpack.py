@@ -199,6 +199,11 @@ class OpenPacks:
         for writer in self._all():
             writer.sync()
 
+    @property
+    def sync_failed(self) -> bool:
+        """Whether what was appended must be appended anew."""
+        return any(writer.sync_failed for writer in self._all())
+
     def erase(self, pack: int, start: int, stop: int) -> None:
         """Turn a record that was appended but not committed into a free range."""
         for writer in self._all():

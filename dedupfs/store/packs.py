@@ -7,6 +7,7 @@ Knows nothing of the index, of ids being looked up, or of references. Source: do
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from dedupfs.errors import CorruptError, StoreError
@@ -104,6 +105,9 @@ class PackWriter:
         self.stop = committed_bytes
         self.born_in_transaction = False
         self.path = file.path
+        self.sync_failed = False
+        """Whether a sync failed: the kernel may have dropped what was appended, and would tell
+        nobody again, so all of it must be appended anew."""
         self._disk = disk
         self._file = file
         self._hash_seed = hash_seed
@@ -176,12 +180,25 @@ class PackWriter:
                 self._used = 0
 
     def sync(self) -> None:
-        """Make everything appended durable."""
+        """Make everything appended durable.
+
+        Raises:
+            StoreFullError, StoreError: it is not, now or since an earlier sync failed.
+        """
+        if self.sync_failed:
+            raise StoreError(f"cannot sync {self.path}: an earlier sync failed")
         stop = self.stop
         self.flush()
         if self._synced < stop:
-            self._disk.fdatasync(self._file)
+            self._sync_file(self._disk.fdatasync)
             self._synced = stop
+
+    def _sync_file(self, sync: Callable[[File], None]) -> None:
+        try:
+            sync(self._file)
+        except StoreError:
+            self.sync_failed = True
+            raise
 
     def erase(self, start: int, stop: int) -> None:
         """Write a free header over a record that was appended but is not wanted."""
@@ -198,7 +215,7 @@ class PackWriter:
             table = self._head_of_table() + self._table
         except CorruptError as exc:  # the table only saves a walk over the headers
             log.warning("pack sealed without a table pack=%d: %s", self.pack, exc)
-            self._disk.fsync(self._file)
+            self._sync_file(self._disk.fsync)
             self._synced = self.stop
             return
         start = self.stop
@@ -219,7 +236,7 @@ class PackWriter:
             check_seed(self._hash_seed, self.pack, trailer_start),
         )
         self._write(start, [header, table, trailer])
-        self._disk.fsync(self._file)
+        self._sync_file(self._disk.fsync)
         self.stop = self._flushed = self._synced = trailer_start + len(trailer)
 
     def _head_of_table(self) -> bytearray:

@@ -448,7 +448,7 @@ class Store:
 
     def sync(self) -> None:
         """Make pending records durable, though not yet committed; while no other thread puts."""
-        self._packs.sync()
+        self._committer.sync()
 
     def drop_tails(self) -> None:
         """Cut off what processes that have ended put and never committed.

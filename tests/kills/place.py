@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dedupfs.maintenance.check import check
 from dedupfs.namespace import live
+from dedupfs.namespace.view import View
 from dedupfs.store import Store
 from tests.fuse.harness import REPOSITORY, detach, is_mounted
 
@@ -155,3 +156,12 @@ def drain(pipe: int) -> None:
     """Forget what has happened so far."""
     while select.select([pipe], [], [], 0)[0] and os.read(pipe, 1 << 16):
         continue
+
+
+def read_file(view: View, inode: int) -> bytes:
+    """Read a whole file of a view that is open in this process."""
+    handle = view.open(inode, os.O_RDONLY)
+    try:
+        return view.plan_read(handle, 0, view.getattr(inode).size).run()
+    finally:
+        view.release(handle)
