@@ -19,6 +19,8 @@ from dedupfs.errors import CorruptError, StoreError, StoreFullError
 _MAP_BYTES = 1 << 40
 _MAP_BYTES_MIN = 1 << 30
 _READERS_MAX = 1024
+_LOCK_BYTES = (_READERS_MAX + 2) * 64
+"""At least LMDB's header and its slot for each reader, a cache line each."""
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -211,7 +213,35 @@ def _open_tables(env: lmdb.Environment) -> _Handles:
             return {table: env.open_db(table.value, txn=txn) for table in Table}
 
 
+def _reserve_lock_file(path: Path) -> None:
+    """Make the lock file with all its blocks, unless it is there.
+
+    LMDB writes to it through a mapping, and a block that a full disk cannot give is then a SIGBUS.
+    An existing one is not opened: closing it would drop this process's locks (fcntl(2)).
+    """
+    lock_path = path / "lock.mdb"
+    if lock_path.exists() or not path.is_dir():
+        return
+    try:
+        fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:  # another process was faster
+        return
+    except OSError:
+        return  # LMDB will say what is the matter
+    try:
+        os.posix_fallocate(fd, 0, _LOCK_BYTES)
+    except OSError as exc:
+        lock_path.unlink()
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFullError(
+                f"the index cannot be opened: {lock_path}: {exc.strerror}"
+            ) from exc
+    finally:
+        os.close(fd)
+
+
 def _open_environment(path: Path, create: bool) -> lmdb.Environment:
+    _reserve_lock_file(path)
     map_bytes = _MAP_BYTES
     while True:
         try:
