@@ -89,7 +89,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     @classmethod
     def of(cls, error: DedupfsError) -> "Failed":
         """Describe an error for the other process."""
-        return cls(_known_class(type(error)).__name__, str(error))
+        message = str(error).encode(errors="backslashreplace").decode()  # a path may be no UTF-8
+        return cls(_known_class(type(error)).__name__, message)
 
     def raised(self) -> DedupfsError:
         """Return the error as this process would raise it."""
@@ -110,9 +111,25 @@ def _known_class(error_class: type[DedupfsError]) -> type[DedupfsError]:
 
 Reply = Committed | Running | Done | Failed
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode
 _decode_reply = msgspec.json.Decoder(Reply).decode
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Encode a message. JSON has no place for a path that is no UTF-8, so paths go as Latin-1."""
+    if isinstance(message, Running):
+        text = os.fsencode(message.mountpoint).decode("latin-1")
+        message = msgspec.structs.replace(message, mountpoint=text)
+    return _encode(message)
+
+
+def _decoded(line: bytes) -> Reply:
+    reply: Reply = _decode_reply(line)
+    if isinstance(reply, Running):
+        path = os.fsdecode(reply.mountpoint.encode("latin-1"))
+        reply = msgspec.structs.replace(reply, mountpoint=path)
+    return reply
 
 
 def stem(view: str) -> str:
@@ -166,8 +183,8 @@ def ask(socket_path: Path, request: Request, *, timeout_s: float | None = None) 
         except OSError as exc:
             raise StoreError(f"no daemon at {socket_path}: {exc.strerror}") from exc
     try:
-        reply: Reply = _decode_reply(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        reply = _decoded(line)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise StoreError(f"the daemon at {socket_path} ended before it answered") from exc
     if isinstance(reply, Failed):
         raise reply.raised()

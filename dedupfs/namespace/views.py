@@ -87,7 +87,8 @@ def adopt_lock(disk: Disk, store_path: Path, name: str, mountpoint: str, fd: int
 
 
 def _say_owner(disk: Disk, file: File, mountpoint: str) -> None:
-    data = msgspec.json.encode(ViewOwner(os.getpid(), mountpoint))
+    where = os.fsencode(mountpoint).decode(errors="backslashreplace")  # for people to read
+    data = msgspec.json.encode(ViewOwner(os.getpid(), where))
     disk.truncate(file, 0)
     disk.pwrite(file, [data], 0)
 

@@ -207,3 +207,27 @@ def test_what_a_daemon_says_is_escaped_too(capfd: pytest.CaptureFixture[str]) ->
     said = capfd.readouterr().err
     assert is_plain(said)
     assert said.count("\n") == 1
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("name", [TITLE, "two\nlines", "no text \udcff", "caf\xe9"], ids=ascii)
+def test_a_mount_point_can_have_any_name(tmp_path: Path, run: Run, name: str) -> None:
+    store, path = tmp_path / "store", tmp_path / name
+    path.mkdir()
+    run("init", store)
+    command = [sys.executable, "-m", "dedupfs", "mount", str(store), str(path)]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    try:
+        (path / "f").write_bytes(b"1")
+        assert run("commit", path, "s").out == "s: 1 entry, 1 B\n"
+        assert is_plain(run("view", "list", store).out)
+        again = subprocess.run(
+            command, check=False, cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        )
+        assert again.returncode == 8
+        assert len(again.stderr.splitlines()) == 1
+        assert is_plain(again.stderr)
+    finally:
+        run("umount", path)
+    assert os.listdir(path) == []
+    run("check", store)

@@ -53,6 +53,7 @@ def deep_place(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.fuse
+@pytest.mark.slow
 def test_directories_deeper_than_the_stack(
     deep_place: Path, daemons: Daemons, run: Run, scale: Scale
 ) -> None:
