@@ -138,6 +138,11 @@ class Actor:
     def link(self, path: str, new: str) -> None:
         os.link(self.at(path), self.at(new), follow_symlinks=False)
 
+    def links(self, path: str, count: str, new: str) -> None:
+        """Give a file that many more names."""
+        for index in range(int(count)):
+            os.link(path, f"{new}.{index}")
+
     def linkto(self, path: str, new: str) -> None:
         """linkat(2) with AT_SYMLINK_FOLLOW, which is how a descriptor gets a name."""
         where = f"/proc/self/fd/{self.at(path)}" if path.startswith("@") else path

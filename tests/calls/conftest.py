@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,11 +230,31 @@ class Places:
         return samples
 
     def end(self) -> None:
-        """End everything; the stores must be sound and no daemon may have complained."""
-        for place in self._made.values():
-            place.actor.end()
-        for top in self._bound:
-            run("umount", top)
+        """Look at everything once more after a death, and end it, whatever of that goes wrong."""
+        with ExitStack() as last_first:
+            last_first.callback(self._end_daemons)
+            for top in self._bound:
+                last_first.callback(run, "umount", top)
+            if "mount" in self._made:
+                last_first.callback(self._die_and_compare)
+            for place in self._made.values():
+                last_first.callback(place.actor.end)
+
+    def _die_and_compare(self) -> None:
+        """What all cases left is the same after SIGKILL of the daemon, and after a remount."""
+        mounted = self._daemons.started[0]
+        assert mounted.path == self._directory / "mnt"
+        before = seen_below(mounted.path)
+        mounted.kill()
+        for _ in range(2):
+            again = self._daemons.start(allow_other=os.geteuid() == 0)
+            after = seen_below(again.path)
+            different = [path for path in before | after if before.get(path) != after.get(path)]
+            assert not different, [(before.get(path), after.get(path), path) for path in different]
+            assert again.end() == 0
+
+    def _end_daemons(self) -> None:
+        """The stores must be sound and no daemon may have complained."""
         both = (self._users, self._daemons)
         for daemons in both:
             daemons.end_all()
@@ -243,6 +264,28 @@ class Places:
             for store in {mounted.store for mounted in daemons.started}:
                 dedupfs("check", store)
             assert daemons.complaints() == []
+
+
+def seen_below(top: Path) -> dict[str, object]:
+    """Return inode number, attributes and extended attributes of everything below ``top``."""
+    seen: dict[str, object] = {}
+    for directory, _directories, files, fd in os.fwalk(top):  # paths may be too long for a call
+        here = f"/proc/self/fd/{fd}/."
+        seen[directory] = _identity(os.fstat(fd), here)
+        for name in files:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            seen[f"{directory}/{name}"] = _identity(found, f"/proc/self/fd/{fd}/{name}")
+    return seen
+
+
+def _identity(found: os.stat_result, path: str) -> object:
+    xattrs = {
+        name: os.getxattr(path, name, follow_symlinks=False)
+        for name in os.listxattr(path, follow_symlinks=False)
+    }
+    who = (found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_rdev)
+    times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
+    return who, found.st_size, times, xattrs
 
 
 def dedupfs(*words: str | Path) -> None:

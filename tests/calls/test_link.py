@@ -1,6 +1,8 @@
 """link(2): one inode under several names."""
 
-from tests.calls.conftest import Place
+import pytest
+
+from tests.calls.conftest import Place, Places
 from tests.calls.script import Case, read_cases
 
 CASES = read_cases(
@@ -109,6 +111,30 @@ ENOENT for a name in a directory that is gone
     TYPE="regular fifo char block socket",
 )
 
+EMLINK = read_cases(
+    """
+EMLINK for one name more than 65,000, which is the limit of ext4 too
+    create x
+    FIVE_THOUSAND_EACH
+    stat x nlink = 65000
+    link x y = EMLINK
+    unlink x-0.7
+    link x y
+    link x z = EMLINK
+""",
+    FIVE_THOUSAND_EACH=[
+        "\n    ".join([*(f"links x 5000 x-{i}" for i in range(12)), "links x 4999 x-12"])
+    ],
+)
+
 
 def test_link(place: Place, case: Case) -> None:
     place.run(case)
+
+
+@pytest.mark.long  # 65,000 links are made in half a minute
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.parametrize("where", ["native", "mount"])
+def test_as_many_links_as_can_be(places: Places, where: str) -> None:
+    places.get(where).run(EMLINK[0])
