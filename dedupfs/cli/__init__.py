@@ -11,4 +11,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dedupfs.cli.app import app
     from dedupfs.cli.failures import run
 
+    if argv is None:
+        from dedupfs.cli.crashes import tell_crashes
+
+        tell_crashes()
     return run(app, argv)

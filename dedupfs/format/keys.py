@@ -7,7 +7,7 @@ keys are big endian, so that keys sort as numbers do; in rows they are little en
 import struct
 from dataclasses import dataclass
 
-from dedupfs.errors import CorruptError
+from dedupfs.errors import CorruptError, StoreError
 from dedupfs.model import ID_BYTES, Codec, Location, PackKind, RecordId, RecordKind
 
 _RECORD = struct.Struct("<BBBxIQIII")  # kind, codec, salt, pack, offset, stored, logical, refs
@@ -23,6 +23,7 @@ PACK_ROW_BYTES = _PACK.size
 FREE_ROW_BYTES = _FREE.size
 REFERENCES_OFFSET = RECORD_ROW_BYTES - _REFERENCES.size
 REFERENCES_MAX = (1 << 32) - 1
+PACK_KEY_MAX = (1 << 32) - 1
 
 META_COUNTER = b"counter:"
 META_OPEN = b"open:"
@@ -37,8 +38,7 @@ _NO_TABLE = bytes(ID_BYTES)
 pack_record_row = _RECORD.pack
 """kind, codec, salt, pack, pack_offset, stored_bytes, logical_bytes, references -> row."""
 
-unpack_record_row = _RECORD.unpack
-"""The opposite of ``pack_record_row``, unchecked; struct.error when the length is another."""
+_unpack_record = _RECORD.unpack
 
 pack_free_key = _FREE_KEY.pack
 """pack, pack_offset -> key of FREE."""
@@ -61,6 +61,18 @@ class PackRow:
     committed_bytes: int
     live_bytes: int
     chunk_table: RecordId | None = None
+
+
+def unpack_record_row(row: bytes) -> tuple[int, int, int, int, int, int, int, int]:
+    """Return what ``pack_record_row`` was given; kind and codec may be unknown ones.
+
+    Raises:
+        CorruptError: the row has another length.
+    """
+    try:
+        return _unpack_record(row)
+    except struct.error:
+        raise CorruptError(f"an index row of {len(row)} bytes, not {RECORD_ROW_BYTES}") from None
 
 
 def encode_location(location: Location, references: int = 0) -> bytes:
@@ -136,7 +148,13 @@ def decode_pack_row(row: bytes) -> PackRow:
 
 
 def encode_pack_key(pack: int) -> bytes:
-    """Encode a key of PACKS."""
+    """Encode a key of PACKS.
+
+    Raises:
+        StoreError: there is no such number.
+    """
+    if not 0 <= pack <= PACK_KEY_MAX:
+        raise StoreError(f"{pack} is no pack number: all were given, or the index lies")
     return _PACK_KEY.pack(pack)
 
 

@@ -1,13 +1,12 @@
-"""Freeing all that nothing refers to, also when a part of it is broken. Punches nothing.
+"""Freeing all that nothing refers to, also when a part of it cannot be read. Punches nothing.
 
-``store.space.free_dead`` frees whole records; what refers to a record that was lost is freed here,
-so that a snapshot with damage can still be removed. Source: docs/format.md, "Giving space back".
+Source: docs/format.md, "Giving space back".
 """
 
 import dataclasses
 from collections.abc import Callable
 
-from dedupfs.errors import CorruptError, MissingRecordError, StoreError
+from dedupfs.errors import CorruptError, StoreError
 from dedupfs.format.keys import (
     decode_location,
     decode_pack_row,
@@ -38,56 +37,46 @@ def free_garbage(store: Store, tell: Callable[[Freed], None]) -> bool:
     """
     worked = False
     while True:
-        try:
-            freed = free_dead(store, FREE_LIMIT)
-        except MissingRecordError:
-            freed = erase_broken(store)
-            if not freed.records:
-                raise
+        freed = free_dead(store, FREE_LIMIT)
         worked = worked or freed.records > 0
         tell(freed)
         if not freed.more or not freed.records:
             return worked
 
 
-def erase_broken(store: Store, *, unreadable: bool = False) -> Freed:
-    """Free dead records that refer to what is lost, and with ``unreadable`` those past reading.
+def erase_unreadable(store: Store) -> int:
+    """Free dead records that cannot be read; return how many.
 
-    The references of an unreadable record stay counted, which is right only in an index whose
-    references were counted without it: for reindex.
+    What they refer to stays counted as it is, which is right only in an index whose references
+    were counted without them: for reindex.
     """
     with store.reading() as txn:
         dead = [RecordId(key) for key, _ in txn.scan(Table.DEAD)]
-    records = stored_bytes = 0
+    erased = 0
     with store.transaction() as changes:
         for record_id in dead:
             row = changes.get(Table.RECORDS, record_id)
             if row is None:
                 continue
             location, count = decode_location(row)
-            if count:
-                continue
-            found = _references(store, record_id, location)
-            if found is None and not unreadable:
-                continue
-            whole = found is not None and all(changes.get(Table.RECORDS, key) for key in found)
-            if not whole:
-                records += 1
-                stored_bytes += _erase(changes, record_id, location, found or [])
-    return Freed(records, stored_bytes, more=records > 0)
+            if not count and not _is_readable(store, record_id, location):
+                _erase(changes, record_id, location)
+                erased += 1
+    return erased
 
 
-def _references(store: Store, record_id: RecordId, location: Location) -> list[RecordId] | None:
-    """Return what a record refers to; None when it cannot be read."""
+def _is_readable(store: Store, record_id: RecordId, location: Location) -> bool:
+    """Whether it can be told what a record refers to."""
     if location.kind in _LEAVES:
-        return []
+        return True
     try:
-        return references(location.kind, bytes(payload_of(store, record_id, location)))
+        references(location.kind, bytes(payload_of(store, record_id, location)))
     except StoreError:
-        return None
+        return False
+    return True
 
 
-def _erase(txn: Transaction, record_id: RecordId, location: Location, found: list[RecordId]) -> int:
+def _erase(txn: Transaction, record_id: RecordId, location: Location) -> None:
     key = encode_pack_key(location.pack)
     stored = txn.get(Table.PACKS, key)
     if stored is None:
@@ -100,7 +89,3 @@ def _erase(txn: Transaction, record_id: RecordId, location: Location, found: lis
     add_free(txn, location.pack, start, stop)
     left = dataclasses.replace(row, live_bytes=max(0, row.live_bytes - (stop - start)))
     txn.put(Table.PACKS, key, encode_pack_row(left))
-    for target in found:
-        if txn.get(Table.RECORDS, target) is not None:
-            txn.drop_reference(target)
-    return stop - start

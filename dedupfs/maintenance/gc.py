@@ -208,8 +208,6 @@ def _remove_lost_packs(store: Store) -> int:
 
 def _lost_packs(store: Store, txn: ReadTxn) -> Iterator[Path]:
     for pack, _kind, path in pack_files(store):
-        if pack >= 1 << 32:
-            continue  # no number that dedupfs gives: not ours to remove
         key = encode_pack_key(pack)
         known = txn.get(Table.PACKS, key) is not None
         if not known and txn.get(Table.META, META_MAKING + key) is None:

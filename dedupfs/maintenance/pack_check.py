@@ -141,8 +141,9 @@ class PackCheck:
             return self._pass.store.disk.open(path)
         except FileNotFoundError:
             with self._pass.store.reading() as now:
-                if now.get(Table.PACKS, encode_pack_key(pack)) is None:
-                    raise Changed from None
+                has_row = now.get(Table.PACKS, encode_pack_key(pack)) is not None
+            if pack in self._census.packs and not has_row:
+                raise Changed from None
         if row.committed_bytes > PACK_HEADER_BYTES or row.live_bytes:
             self._pass.problems.add(
                 "pack", f"pack {pack}", f"there is no {path}", "put it back or restore its files"
@@ -187,17 +188,23 @@ class PackCheck:
     # --- records ------------------------------------------------------------------------------
 
     def _check_records(self, file: File, members: Sequence[Member]) -> None:
+        self.chunks += sum(member.location.kind is RecordKind.CHUNK for member in members)
         needs = [_needed(member) for member in members]
         for run in runs_of(needs, gap_bytes_max=_GAP_BYTES_MAX):
-            data = self._pass.store.disk.pread(file, run.stop - run.start, run.start)
-            for member in members[run.first : run.last]:
+            part = members[run.first : run.last]
+            try:
+                data = self._pass.store.disk.pread(file, run.stop - run.start, run.start)
+            except StoreError as exc:  # a bad sector, or a row that says something impossible
+                for member in part:
+                    self._add_damaged(file, member, exc)
+                continue
+            for member in part:
                 self._check_record(file, member, memoryview(data), run.start)
 
     def _check_record(self, file: File, member: Member, data: memoryview, data_start: int) -> None:
         location, record_id = member.location, member.span.record_id
         config = self._pass.store.config
         is_chunk = location.kind is RecordKind.CHUNK
-        self.chunks += is_chunk
         offset = member.span.start - data_start
         try:
             check_header(config, record_id, location, data, offset)
@@ -206,17 +213,21 @@ class PackCheck:
                 payload = check_payload(config, record_id, location, stored)
                 self._take(record_id, location.kind, bytes(payload))
         except CorruptError as exc:
-            row = self._pass.txn.get(Table.RECORDS, record_id)
-            assert row is not None, "the member was made from this row"
-            self._pass.require_unchanged(record_id, row)
-            self._pass.unread += not is_chunk
-            self._pass.problems.add(
-                "record",
-                f"{file.path} at {member.span.start}",
-                f"{location.kind.name.lower()} {record_id.hex()}: {exc}",
-                RESTORE,
-                record_id,
-            )
+            self._add_damaged(file, member, exc)
+
+    def _add_damaged(self, file: File, member: Member, exc: StoreError) -> None:
+        record_id, kind = member.span.record_id, member.location.kind
+        row = self._pass.txn.get(Table.RECORDS, record_id)
+        assert row is not None, "the member was made from this row"
+        self._pass.require_unchanged(record_id, row)
+        self._pass.unread += kind is not RecordKind.CHUNK
+        self._pass.problems.add(
+            "record",
+            f"{file.path} at {member.span.start}",
+            f"{kind.name.lower()} {record_id.hex()}: {exc}",
+            RESTORE,
+            record_id,
+        )
 
     def _check_chunk_table(self, pack: int, row: PackRow, members: Sequence[Member]) -> None:
         payload = None

@@ -28,7 +28,7 @@ from dedupfs.format.keys import (
 from dedupfs.format.pack import decode_chunk_table
 from dedupfs.maintenance.census import take_census
 from dedupfs.maintenance.check import check
-from dedupfs.maintenance.garbage import erase_broken, free_garbage
+from dedupfs.maintenance.garbage import erase_unreadable, free_garbage
 from dedupfs.maintenance.liveness import require_unused
 from dedupfs.maintenance.pack_audit import overlapping
 from dedupfs.maintenance.problems import Problem
@@ -37,10 +37,10 @@ from dedupfs.maintenance.salvage import salvage_chunks
 from dedupfs.model import Location, PackKind, RecordId, RecordKind
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
-from dedupfs.store.inventory import payload_of
+from dedupfs.store.inventory import count_references, payload_of
 from dedupfs.store.layout import Layout, read_config
 from dedupfs.store.openpack import PACK_COUNTER
-from dedupfs.store.rebuild import Rebuilt, rebuild
+from dedupfs.store.rebuild import PACK_NUMBER_MAX, Rebuilt, rebuild
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ Progress = Callable[[str, int, int], None]
 
 NEW = "index.new"
 OLD = "index.old"
-_PACK_NUMBER_MAX = 1 << 31
 LOST_SUFFIX = ".lost"
 """Put behind the name of a pack in which nothing can be read; no pack has such a name."""
 
@@ -174,6 +173,7 @@ class _Rebuilding:
         rebuilt.orphans = [pack for pack in rebuilt.orphans if pack not in helped]
         roots = self._roots.restore()
         self._free_garbage()
+        self._look_again_for_missing(rebuilt)
         self._set_aside(rebuilt)
         problems = check(self._store, progress=self._tell_check).problems
         return _report(self._store, rebuilt, roots, problems)
@@ -194,7 +194,7 @@ class _Rebuilding:
             table = decode_chunk_table(payload_of(self._store, record_id, location))
         except StoreError:
             return
-        if table.pack < _PACK_NUMBER_MAX:
+        if table.pack < PACK_NUMBER_MAX:
             self._pack_number = max(self._pack_number, table.pack)
 
     def _raise_pack_counter(self) -> None:
@@ -211,13 +211,22 @@ class _Rebuilding:
     def _free_garbage(self) -> None:
         """Free what the packs still hold though nothing refers to it.
 
-        A scan finds again what was freed but not erased yet, while something that it refers to is
-        erased already: gc could not tell that from damage.
+        A scan finds again what was freed but not erased yet.
         """
         working = True
         while working:
-            erased = erase_broken(self._store, unreadable=True)
-            working = free_garbage(self._store, lambda _freed: None) or erased.records > 0
+            erased = erase_unreadable(self._store)
+            working = free_garbage(self._store, lambda _freed: None) or erased > 0
+
+    def _look_again_for_missing(self, rebuilt: Rebuilt) -> None:
+        """Do not miss what only a freed record referred to, which the scan had found again."""
+        if not rebuilt.missing:
+            return
+        with self._store.reading() as txn:
+            wanted = count_references(self._store, txn).counts
+            for record_id in list(rebuilt.missing):
+                if record_id not in wanted:
+                    del rebuilt.missing[record_id]
 
     def _close_damaged_packs(self, rebuilt: Rebuilt) -> None:
         """Let nobody append to a pack with damage inside: it could not be walked over any more."""

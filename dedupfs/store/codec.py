@@ -17,6 +17,9 @@ _LEVEL = 3
 _SAMPLE_BYTES = 4096
 _TRY_BYTES_MIN = 64  # shorter than this, a zstd frame cannot win
 _LEVEL_FAST = 1  # 3 us for the sample; the same answer as level 3
+_FREE_BYTES = 1 << 24
+"""So much memory, a chunk's, a few stored bytes may claim; more must have more behind it."""
+_RATIO_MAX = 256
 
 
 class Encoder:
@@ -44,9 +47,14 @@ class Encoder:
             if len(self._compress_fast(sample)) * 4 >= _SAMPLE_BYTES * 3:
                 return Codec.RAW, payload
         stored = self._compress(payload)
-        if len(stored) * 16 >= size * 15:
+        if len(stored) * 16 >= size * 15 or _is_bomb(len(stored), size):
             return Codec.RAW, payload
         return Codec.ZSTD, stored
+
+
+def _is_bomb(stored_bytes: int, logical_bytes: int) -> bool:
+    """Whether so few bytes would take so much memory that no record of ours is made like that."""
+    return logical_bytes > max(_FREE_BYTES, stored_bytes * _RATIO_MAX)
 
 
 class _Decompressor(threading.local):
@@ -69,6 +77,8 @@ def decode(codec: Codec | int, stored: Buffer, logical_bytes: int) -> Buffer:
         if len(stored) != logical_bytes:
             raise CorruptError(f"{len(stored)} raw bytes stored of {logical_bytes}")
         return stored
+    if _is_bomb(len(stored), logical_bytes):
+        raise CorruptError(f"{len(stored)} bytes stored claim to be {logical_bytes}")
     try:
         # The frame's own claim is checked first: it decides how much memory is taken.
         if zstandard.frame_content_size(stored) != logical_bytes:

@@ -139,8 +139,12 @@ class Database:
         self.path = path
         with translated():
             self._env = _open_environment(path, create)
-            self._env.reader_check()
-            self._handles = _open_tables(self._env)
+            try:
+                self._env.reader_check()
+                self._handles = _open_tables(self._env)
+            except BaseException:
+                self._env.close()
+                raise
         self._records = self._handles[Table.RECORDS]
 
     @property

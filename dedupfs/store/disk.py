@@ -216,12 +216,16 @@ class RealDisk:
                     break
                 data += more
             return data
+        except (OverflowError, MemoryError) as exc:  # a damaged row may say anything
+            raise StoreError(f"cannot read {length} bytes at {offset} of {file.path}") from exc
         except OSError as exc:
             raise _translate(exc, "cannot read", file.path) from exc
 
     def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
         try:
             return os.preadv(file.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OverflowError:
+            return False  # the slow way will say what is wrong
         except OSError as exc:
             if exc.errno in _NOT_NOW:
                 return False

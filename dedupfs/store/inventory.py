@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dedupfs.errors import CorruptError, StoreError
 from dedupfs.format.keys import (
+    PACK_KEY_MAX,
     PackRow,
     decode_count,
     decode_free,
@@ -131,12 +132,19 @@ def count_references(store: Store, txn: ReadTxn) -> References:
 
 
 def pack_files(store: Store) -> Iterator[tuple[int, PackKind, Path]]:
-    """Yield (number, kind, path) of every pack file on disk, whatever the index says."""
+    """Yield (number, kind, path) of every pack file on disk, whatever the index says.
+
+    Files whose number no pack can have are none of ours.
+    """
     layout = store.layout
     for directory in store.disk.listdir(layout.packs):
+        if not (layout.packs / directory).is_dir():
+            continue
         for name in store.disk.listdir(layout.packs / directory):
             found = layout.pack_of(name)
-            if found is not None and layout.pack(*found).parent.name == directory:
+            if found is None or found[0] > PACK_KEY_MAX:
+                continue
+            if layout.pack(*found) == layout.packs / directory / name:
                 yield found[0], found[1], layout.packs / directory / name
 
 

@@ -167,7 +167,7 @@ class PackWriter:
             return None
         with self._lock:
             start = pack_offset - self._flushed
-            if start < 0:
+            if start < 0 or start + length > self._used:  # a damaged row may say anything
                 return None
             return bytes(self._buffer[start : start + length])
 

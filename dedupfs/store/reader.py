@@ -5,19 +5,19 @@ docs/format.md, "Packs"; docs/architecture.md, "Reading".
 """
 
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dedupfs.errors import CorruptError, MissingRecordError
-from dedupfs.format.keys import unpack_record_row
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError
+from dedupfs.format.keys import REFERENCES_OFFSET, unpack_record_row
+from dedupfs.format.pack import CHUNK_BYTES_MAX
 from dedupfs.model import HOLE, Codec, RecordId, RecordKind
-from dedupfs.ranges import Ranges
 from dedupfs.recipe import Piece
 from dedupfs.store import codec as codecs
 from dedupfs.store.disk import Buffer, Disk, File
 from dedupfs.store.packs import PackFiles
-from dedupfs.store.pending import place_of
 
 Digest = Callable[[RecordKind, Buffer, int], RecordId]
 """kind, payload, salt -> id."""
@@ -32,27 +32,60 @@ _GAP_BYTES_MAX = 4096
 """Two reads this close in one pack are one: a record header costs less than a system call."""
 _RUN_BYTES_MAX = 8 << 20
 _DECODED_BYTES_MAX = 32 << 20
+_KINDS = frozenset(int(kind) for kind in RecordKind)
+_VERIFIED_SLOTS_MIN = 1 << 12
+_VERIFIED_SLOTS_MAX = 1 << 24
+
+
+def _key(record_id: bytes, row: bytes) -> bytes:
+    """Return the id and all that its row says but the count of references, which changes."""
+    return record_id + row[:REFERENCES_OFFSET]
 
 
 class _Verified:
-    """Which byte ranges of which packs this process has verified: two integers a run of chunks."""
+    """Which records this process has verified, each at the very place that its row names.
+
+    A row that says something else by now (a damaged index does) is another key, so that what it
+    points at is verified anew. Eight bytes of hash a record, in a table that forgets one of two
+    that want the same slot: that one is verified once more.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._packs: dict[int, Ranges] = {}
+        self._clear()
 
-    def covers(self, pack: int, start: int, stop: int) -> bool:
-        with self._lock:
-            ranges = self._packs.get(pack)
-            return ranges is not None and ranges.within(start, stop) == [(start, stop)]
+    def _clear(self) -> None:
+        self._keys = array("q", bytes(8 * _VERIFIED_SLOTS_MIN))
+        self._count = 0
 
-    def add(self, pack: int, start: int, stop: int) -> None:
+    def covers(self, record_id: bytes, row: bytes) -> bool:
+        key = hash(_key(record_id, row)) or 1
         with self._lock:
-            self._packs.setdefault(pack, Ranges()).add(start, stop)
+            return self._keys[key % len(self._keys)] == key
 
-    def forget(self, pack: int) -> None:
+    def add(self, record_id: bytes, row: bytes) -> None:
+        key = hash(_key(record_id, row)) or 1
         with self._lock:
-            self._packs.pop(pack, None)
+            if self._count * 2 >= len(self._keys) < _VERIFIED_SLOTS_MAX:
+                self._grow()
+            self._put(key)
+
+    def _put(self, key: int) -> None:
+        slot = key % len(self._keys)
+        self._count += not self._keys[slot]
+        self._keys[slot] = key
+
+    def _grow(self) -> None:
+        keys = self._keys
+        self._keys, self._count = array("q", bytes(8 * 4 * len(keys))), 0
+        for key in keys:
+            if key:
+                self._put(key)
+
+    def forget(self) -> None:
+        """Forget all: it is not known which records lay in a pack that goes, and that is rare."""
+        with self._lock:
+            self._clear()
 
 
 class _Decoded:
@@ -63,17 +96,17 @@ class _Decoded:
         self._bytes = 0
         self._payloads: OrderedDict[bytes, Buffer] = OrderedDict()
 
-    def get(self, place: bytes) -> Buffer | None:
+    def get(self, key: bytes) -> Buffer | None:
         with self._lock:
-            payload = self._payloads.get(place)
+            payload = self._payloads.get(key)
             if payload is not None:
-                self._payloads.move_to_end(place)
+                self._payloads.move_to_end(key)
             return payload
 
-    def add(self, place: bytes, payload: Buffer) -> None:
+    def add(self, key: bytes, payload: Buffer) -> None:
         with self._lock:
-            if place not in self._payloads:
-                self._payloads[place] = payload
+            if key not in self._payloads:
+                self._payloads[key] = payload
                 self._bytes += len(payload)
             while self._bytes > _DECODED_BYTES_MAX:
                 self._bytes -= len(self._payloads.popitem(last=False)[1])
@@ -176,19 +209,24 @@ class Reader:
             )
         if codec == Codec.RAW:
             return self._unflushed(pack, offset + piece.chunk_offset, piece.length)
-        payload = self._decoded.get(place_of(row))
+        key = _key(piece.chunk_id, row)
+        payload = self._decoded.get(key)
         if payload is None:
             stored = self._unflushed(pack, offset, stored_bytes)
             if stored is None:
                 return None
             payload = codecs.decode(codec, stored, logical_bytes)
-            self._decoded.add(place_of(row), payload)
+            self._decoded.add(key, payload)
         return memoryview(payload)[piece.chunk_offset : stop]
 
     def _want(self, index: int, piece: Piece, row: bytes) -> _Want:
-        _kind, codec, _salt, pack, offset, stored_bytes, _logical, _refs = unpack_record_row(row)
+        kind, codec, _salt, pack, offset, stored_bytes, logical, _refs = unpack_record_row(row)
         stop = offset + stored_bytes
-        if codec == Codec.RAW and self._verified.covers(pack, offset, stop):
+        if kind != RecordKind.CHUNK or max(stored_bytes, logical) > CHUNK_BYTES_MAX:
+            raise CorruptError(
+                f"chunk {piece.chunk_id.hex()} is a record of {kind=} and {logical} bytes"
+            )
+        if codec == Codec.RAW and self._verified.covers(piece.chunk_id, row):
             start = offset + piece.chunk_offset
             return _Want(index, piece, row, pack, start, start + piece.length, whole=False)
         return _Want(index, piece, row, pack, offset, stop, whole=True)
@@ -205,7 +243,7 @@ class Reader:
             return view
         payload = self.checked(want.piece.chunk_id, want.row, view)
         if payload is not view:
-            self._decoded.add(place_of(want.row), payload)
+            self._decoded.add(_key(want.piece.chunk_id, want.row), payload)
         piece = want.piece
         return memoryview(payload)[piece.chunk_offset : piece.chunk_offset + piece.length]
 
@@ -215,19 +253,21 @@ class Reader:
         Raises:
             CorruptError: with pack, offset, what was expected and what was found.
         """
-        kind, codec, salt, pack, offset, stored_bytes, logical_bytes, _ = unpack_record_row(row)
+        kind, codec, salt, pack, offset, _stored, logical_bytes, _ = unpack_record_row(row)
         try:
             payload = codecs.decode(codec, stored, logical_bytes)
         except CorruptError as exc:
             raise CorruptError(f"{self._place(record_id, pack, offset)}: {exc}") from exc
-        if not self._verified.covers(pack, offset, offset + stored_bytes):
+        if not self._verified.covers(record_id, row):
+            if kind not in _KINDS:
+                raise CorruptError(f"record {record_id.hex()} has unknown {kind=}")
             actual = self._digest(RecordKind(kind), payload, salt)
             if actual != record_id:
                 raise CorruptError(
                     f"{self._place(record_id, pack, offset)}: expected digest "
                     f"{record_id.hex()}, actual {actual.hex()}"
                 )
-            self._verified.add(pack, offset, offset + stored_bytes)
+            self._verified.add(record_id, row)
         return payload
 
     def _place(self, record_id: RecordId, pack: int, offset: int) -> str:
@@ -236,7 +276,9 @@ class Reader:
 
     def stored(self, row: bytes) -> Buffer:
         """Return the stored bytes of a whole record, unchecked; fewer if its pack is too short."""
-        _kind, _codec, _salt, pack, offset, stored_bytes, _logical, _refs = unpack_record_row(row)
+        _kind, codec, _salt, pack, offset, stored_bytes, logical, _refs = unpack_record_row(row)
+        if stored_bytes > logical or (codec == Codec.RAW and stored_bytes < logical):
+            raise CorruptError(f"a record of {logical} bytes is stored in {stored_bytes}")
         data = self._unflushed(pack, offset, stored_bytes)
         if data is None:
             data = self._disk.pread(self._files.get(pack), stored_bytes, offset)
@@ -246,22 +288,26 @@ class Reader:
         """Return the decoded and verified payload of a whole record."""
         return self.checked(record_id, row, self.stored(row))
 
-    def equal(self, row: bytes, kind: RecordKind, payload: Buffer) -> bool:
-        """Whether the record of ``row`` holds exactly ``payload``; a damaged one does not."""
-        found_kind, codec, _salt, pack, offset, stored_bytes, logical_bytes, _ = unpack_record_row(
-            row
-        )
+    def equal(
+        self, row: bytes, kind: RecordKind, payload: Buffer, record_id: RecordId | None = None
+    ) -> bool:
+        """Whether the record of ``row`` holds exactly ``payload``; a damaged one does not.
+
+        ``record_id``: what ``payload`` has been digested to, which verifies the record.
+        """
+        found_kind, codec, _salt, _pack, _offset, _stored, logical_bytes, _ = unpack_record_row(row)
         if found_kind != kind or logical_bytes != len(payload):
             return False
         try:
             found = codecs.decode(codec, self.stored(row), logical_bytes)
-        except CorruptError:
+        except StoreError:
             return False
         # startswith is one memcmp for any buffer; == with a memoryview compares item by item.
         whole = found if isinstance(found, bytes) else bytes(found)
         if not whole.startswith(payload):
             return False
-        self._verified.add(pack, offset, offset + stored_bytes)
+        if record_id is not None:
+            self._verified.add(record_id, row)
         return True
 
     def open_pack(self, pack: int) -> File:
@@ -271,7 +317,7 @@ class Reader:
     def forget_pack(self, pack: int) -> None:
         """Drop what is remembered of a pack that goes."""
         self._files.forget(pack)
-        self._verified.forget(pack)
+        self._verified.forget()
         self._decoded.clear()
 
     def _fetch(self, file: File, length: int, offset: int) -> Buffer | None:

@@ -22,7 +22,13 @@ from dedupfs.format.keys import (
     encode_pack_row,
     with_references,
 )
-from dedupfs.format.pack import HEADER_BYTES, PACK_HEADER_BYTES, ChunkTable, decode_chunk_table
+from dedupfs.format.pack import (
+    HEADER_BYTES,
+    PACK_HEADER_BYTES,
+    ChunkTable,
+    TableChunk,
+    decode_chunk_table,
+)
 from dedupfs.model import Codec, Location, PackKind, RecordId, RecordKind
 from dedupfs.store import inventory
 from dedupfs.store.commit import add_free
@@ -34,6 +40,9 @@ from dedupfs.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
+PACK_NUMBER_MAX = 1 << 31
+"""What has a larger number was not made by us and must not use up the numbers that are left."""
+
 OnRecord = Callable[[RecordId, Location], None]
 
 
@@ -42,7 +51,8 @@ class Rebuilt:
     """What a rebuild found.
 
     ``damaged``: places in packs that are no record. ``orphans``: verbatim packs without a readable
-    chunk table, left as they are. ``missing``: how often records refer to a record that is nowhere.
+    chunk table, left as they are. ``missing``: how often records refer to a record that is nowhere;
+    by records, too, that were freed before and not erased yet, which come back as dead ones.
     """
 
     packs: int = 0
@@ -57,7 +67,9 @@ class _State:
     store: Store
     found: Rebuilt
     on_record: OnRecord
-    tables: dict[int, tuple[RecordId, ChunkTable]] = field(default_factory=dict)
+    record_packs: set[int] = field(default_factory=set)
+    tables: dict[int, list[tuple[RecordId, ChunkTable]]] = field(default_factory=dict)
+    """Chunk tables by the pack that they name: there may be old ones, of any number."""
     spans: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
 
 
@@ -73,6 +85,7 @@ def rebuild(store: Store, on_record: OnRecord = lambda _id, _location: None) -> 
     for pack, kind, _path in files:
         state.found.packs += 1
         if kind == PackKind.RECORDS:
+            state.record_packs.add(pack)
             with store.transaction() as txn:
                 _add_record_pack(state, txn, pack)
     for pack, kind, _path in files:
@@ -80,7 +93,8 @@ def rebuild(store: Store, on_record: OnRecord = lambda _id, _location: None) -> 
             with store.transaction() as txn:
                 _add_verbatim_pack(state, txn, pack)
     with store.transaction() as txn:
-        _set_counter(txn, max((pack for pack, _, _ in files), default=0))
+        numbers = (pack for pack, _, _ in files if pack < PACK_NUMBER_MAX)
+        _set_counter(txn, max(numbers, default=0))
     _count(state)
     _find_free(state)
     return state.found
@@ -139,25 +153,17 @@ def _note_table(state: _State, record_id: RecordId, location: Location) -> None:
     except StoreError as exc:
         log.warning("chunk table unreadable id=%s: %s", record_id.hex(), exc)
         return
-    state.tables[table.pack] = (record_id, table)
+    state.tables.setdefault(table.pack, []).append((record_id, table))
 
 
 def _add_verbatim_pack(state: _State, txn: Transaction, pack: int) -> None:
-    if pack not in state.tables:
+    if pack not in state.tables or pack in state.record_packs:
         state.found.orphans.append(pack)
         return
-    record_id, table = state.tables[pack]
+    record_id, table = _best_table(state, pack)
     file = inventory.open_pack(state.store, pack, PackKind.VERBATIM)
     for chunk in table.chunks:
-        location = Location(
-            RecordKind.CHUNK,
-            Codec.RAW,
-            chunk.salt,
-            pack,
-            chunk.file_offset,
-            chunk.length,
-            chunk.length,
-        )
+        location = _location(pack, chunk)
         stop = chunk.file_offset + chunk.length
         # A freed chunk's blocks may have been punched; then its bytes are not those of its id.
         solid = state.store.disk.is_solid(file, chunk.file_offset, stop)
@@ -168,6 +174,32 @@ def _add_verbatim_pack(state: _State, txn: Transaction, pack: int) -> None:
         state.spans.setdefault(pack, []).append((chunk.file_offset, stop, False))
     row = PackRow(PackKind.VERBATIM, True, table.file_bytes, 0, record_id)
     txn.put(Table.PACKS, encode_pack_key(pack), encode_pack_row(row))
+
+
+def _best_table(state: _State, pack: int) -> tuple[RecordId, ChunkTable]:
+    """Return the chunk table of a pack; of several the one of which most is true, then the newest.
+
+    Reindex writes a second one when the first was damaged, which may be readable again.
+    """
+    tables = state.tables[pack]
+    if len(tables) == 1:
+        return tables[0]
+    return max(reversed(tables), key=lambda found: _sound_bytes(state.store, found[1]))
+
+
+def _sound_bytes(store: Store, table: ChunkTable) -> int:
+    return sum(
+        chunk.length
+        for chunk in table.chunks
+        if _is_sound(store, chunk.chunk_id, _location(table.pack, chunk))
+    )
+
+
+def _location(pack: int, chunk: TableChunk) -> Location:
+    length = chunk.length
+    return Location(
+        RecordKind.CHUNK, Codec.RAW, chunk.salt, pack, chunk.file_offset, length, length
+    )
 
 
 def _set_counter(txn: Transaction, pack_max: int) -> None:
@@ -208,9 +240,8 @@ def _find_free(state: _State) -> None:
             (record.location.pack, record.location.pack_offset)
             for record in inventory.indexed_records(txn)
         }
-        verbatim = {pack for pack in state.spans if pack in state.tables}
         for pack, spans in state.spans.items():
-            header_bytes = 0 if pack in verbatim else HEADER_BYTES
+            header_bytes = HEADER_BYTES if pack in state.record_packs else 0
             for start, stop, free in spans:
                 if free or (pack, start + header_bytes) not in places:
                     add_free(txn, pack, start, stop)

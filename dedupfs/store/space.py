@@ -127,11 +127,12 @@ class _Dead:
 def free_dead(store: Store, limit: int) -> Freed:
     """Free up to ``limit`` records that nothing refers to, in one short transaction.
 
-    What they refer to may die by that and is freed by a later call. A record that cannot be read
-    stays: what it refers to is not known.
+    What they refer to may die by that and is freed by a later call; what of it is lost already has
+    no count that could fall. A record that cannot be read stays: what it refers to is not known.
     """
     candidates, skipped = _read_candidates(store, limit)
     freed: Counter[int] = Counter()
+    dropped: Counter[RecordId] = Counter()
     with store.transaction() as txn:
         records = 0
         for dead in candidates:
@@ -140,7 +141,11 @@ def free_dead(store: Store, limit: int) -> Freed:
                 txn.delete(Table.DEAD, dead.record_id)
             elif row == dead.row:
                 _free(txn, dead, freed)
+                dropped.update(dead.references)
                 records += 1
+        for record_id, count in dropped.items():
+            if txn.get(Table.RECORDS, record_id) is not None:
+                txn.drop_reference(record_id, count)
         for pack, stored_bytes in freed.items():
             _take_live(txn, pack, stored_bytes)
     with store.reading() as after:
@@ -185,8 +190,6 @@ def _free(txn: Transaction, dead: _Dead, freed: Counter[int]) -> None:
     freed[location.pack] += stop - start
     txn.delete(Table.RECORDS, dead.record_id)
     txn.delete(Table.DEAD, dead.record_id)
-    for record_id in dead.references:
-        txn.drop_reference(record_id)
 
 
 def _take_live(txn: Transaction, pack: int, stored_bytes: int) -> None:

@@ -283,7 +283,8 @@ class Store:
                 row = self.db.record_row(identity)
                 if row is None:
                     return False, identity, salt
-            if self.reader.equal(row, kind, payload):
+            # A row of another salt is damaged: what it points at would never be verified.
+            if row[2:3] == bytes([salt]) and self.reader.equal(row, kind, payload, identity):
                 if committed:
                     self.note_match(identity, row)
                 return True, identity, salt

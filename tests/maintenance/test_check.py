@@ -41,6 +41,7 @@ from dedupfs.model import (
 )
 from dedupfs.namespace.rows import view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.trees import links_id_of
 from dedupfs.namespace.view import View
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.space import free_dead, punch
@@ -436,4 +437,14 @@ def test_free_ranges_are_where_gc_says(filled: Store) -> None:
     with filled.reading() as txn:
         ranges = [decode_free(key, value) for key, value in txn.scan(Table.FREE)]
     assert ranges
+    assert check(filled).ok
+
+
+def test_a_damaged_links_tree_is_one_problem(filled: Store) -> None:
+    links = {links_id_of(info.root) for info in SnapshotCatalog(filled).list()}
+    (row,) = (row for row in rows(filled) if row.record_id in links)
+    damage(filled, row)
+    (problem,) = check(filled).problems
+    assert (problem.code, problem.record_id) == ("record", row.record_id.hex())
+    damage(filled, row)
     assert check(filled).ok

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.model import Extent, RecordId, RecordKind
+from dedupfs.format.pack import TableChunk, encode_chunk_table
+from dedupfs.model import Extent, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, inventory
 from dedupfs.store.db import Table
 from dedupfs.store.rebuild import Rebuilt, rebuild
@@ -146,3 +147,92 @@ def test_an_index_that_exists_is_not_thrown_away(path: Path) -> None:
     fill(path)
     with Store.open(path, create_index=True) as store, store.reading() as txn:
         assert txn.count(Table.RECORDS) > 0
+
+
+def put_verbatim(store: Store, file: Path, payloads: list[bytes]) -> list[RecordId]:
+    file.write_bytes(b"".join(payloads))
+    chunks, start = [], 0
+    for payload in payloads:
+        chunks.append((start, Extent(store.probe_chunk(payload)[0], len(payload))))
+        start += len(payload)
+    store.put_verbatim(file, chunks)
+    file.unlink()
+    return [extent.chunk_id for _, extent in chunks]
+
+
+def test_a_freed_record_that_comes_back_is_freed_though_what_it_refers_to_is_gone(
+    path: Path,
+) -> None:
+    with Store.create(path, chunk_bytes_average=1024, pack_bytes_max=2000, hash_seed=1) as store:
+        file = path.parent / "file"
+        put_verbatim(store, file, [noise(n, 300) for n in (0, 2, 3, 5)])
+        (seventh,) = put_verbatim(store, file, [noise(7, 300)])
+        chunks = [store.put(CHUNK, noise(n, 300)) for n in (1, 0, 11)]
+        page = put_page(store, [(chunk, 300) for chunk in chunks])
+        pin(store, [seventh])
+        pin(store, [page])
+        unpin(store, [page])
+        assert free_dead(store, 1).records
+        while free_dead(store, 10).records:
+            pass
+        while punch(store, 1):
+            pass
+    with reopen(path) as store:
+        rebuild(store)
+        pin(store, [seventh])
+        while free_dead(store, 10).records:
+            pass
+        recount(store)
+        assert store.get(seventh, CHUNK) == noise(7, 300)
+
+
+def test_a_chunk_table_that_names_a_record_pack_changes_nothing_there(path: Path) -> None:
+    with Store.create(path, compression="none") as store:
+        ids = put_pinned(store, [noise(n) for n in range(3)])
+        pack = store.locate(ids[0]).pack
+        table = encode_chunk_table(pack, 3000, [TableChunk(100, 500, 0, RecordId(b"x" * 16))])
+        pin(store, [store.put(RecordKind.CHUNK_TABLE, table)])
+    with reopen(path) as store:
+        rebuild(store)
+        recount(store)
+        for number, record_id in enumerate(ids):
+            assert store.get(record_id, CHUNK) == noise(number)
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+@pytest.mark.parametrize("old", ["empty", "lies"])
+def test_of_two_chunk_tables_of_a_pack_the_truer_one_counts(
+    path: Path, old_first: bool, old: str
+) -> None:
+    with Store.create(path, compression="none") as store:
+        lies = [TableChunk(0, 900, 0, RecordId(b"x" * 16))] if old == "lies" else []
+        table = encode_chunk_table(1, 3000, lies)
+        if old_first:
+            pin(store, [store.put(RecordKind.CHUNK_TABLE, table.replace(b"\1", b"\2", 1))])
+        ids = put_verbatim(store, path.parent / "file", [noise(n) for n in range(3)])
+        pin(store, ids)
+        assert store.locate(ids[0]).pack == (2 if old_first else 1)
+        if not old_first:
+            pin(store, [store.put(RecordKind.CHUNK_TABLE, table)])
+    with reopen(path) as store:
+        found, _ = rebuilt(store)
+        assert not found.orphans
+        recount(store)
+        for number, record_id in enumerate(ids):
+            assert store.get(record_id, CHUNK) == noise(number)
+
+
+@pytest.mark.parametrize("number", [(1 << 32) - 1, 1 << 32, 1 << 70])
+def test_a_file_with_an_impossible_number_uses_no_numbers_up(path: Path, number: int) -> None:
+    with Store.create(path, compression="none") as store:
+        ids = put_pinned(store, [noise(1)])
+        planted = store.layout.pack(number, PackKind.RECORDS)
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_bytes(b"")
+    (path / "packs" / "README").write_bytes(b"")
+    with reopen(path) as store:
+        rebuild(store)
+        pin(store, ids)
+        (two,) = put_pinned(store, [noise(2, 500_000)])
+        assert store.locate(two).pack < 10
+        assert store.get(ids[0], CHUNK) == noise(1)

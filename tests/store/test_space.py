@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import CorruptError
+from dedupfs.format.keys import with_references
 from dedupfs.model import Extent, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, Table, inventory
 from dedupfs.store.owner import Owner
@@ -241,3 +242,35 @@ def test_a_half_made_verbatim_pack_is_removed(path: Path, tmp_path: Path) -> Non
         assert not pack.exists()
         with store.reading() as txn:
             assert not list(txn.scan(Table.META, prefix=b"making:"))
+
+
+def test_a_dead_record_that_refers_to_a_lost_one_is_freed(store: Store) -> None:
+    kept, lost = put_pinned(store, [noise(1), noise(2)])
+    page = put_page(store, [(kept, 1000), (lost, 1000), (lost, 1000)])
+    pin(store, [page])
+    with store.db.writing() as txn:
+        row = txn.get(Table.RECORDS, lost)
+        assert row is not None
+        txn.delete(Table.RECORDS, lost)
+    unpin(store, [page])
+    assert free_dead(store, 10).records == 1
+    assert not store.has(page)
+    with store.db.writing() as txn:  # put back what was taken, with its pin's reference alone
+        txn.put(Table.RECORDS, lost, with_references(row, 1))
+    assert collect(store) == 0
+
+
+def test_a_child_that_is_dead_too_does_not_stop_its_parent(store: Store) -> None:
+    """Counts are wrong: parent and child are listed as dead at once."""
+    child = store.put(CHUNK, noise(1))
+    page = put_page(store, [(child, 1000)])
+    pin(store, [page])
+    unpin(store, [page])
+    with store.db.writing() as txn:
+        row = txn.get(Table.RECORDS, child)
+        assert row is not None
+        txn.put(Table.RECORDS, child, with_references(row, 0))
+        txn.put(Table.DEAD, child, b"")
+    assert free_dead(store, 10).records == 2
+    assert not store.has(page)
+    assert not store.has(child)
