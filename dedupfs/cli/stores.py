@@ -13,9 +13,10 @@ from dedupfs.cli import output
 from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store, snapshot_argument
 from dedupfs.cli.browsing import logical_bytes
 from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
-from dedupfs.errors import CorruptError
+from dedupfs.errors import CorruptError, UsageError
 
 if TYPE_CHECKING:
+    from dedupfs.maintenance.problems import Problem
     from dedupfs.maintenance.reindex import ReindexReport
     from dedupfs.maintenance.usage import StoreUsage
 
@@ -216,26 +217,36 @@ def gc(store: Path, dry_run: bool, as_json: bool) -> None:
 
 @click.command()
 @STORE
+@click.option("--repair", is_flag=True, help="Make whole what can be made whole.")
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done.")
 @JSON
-def check(store: Path, as_json: bool) -> None:
+def check(store: Path, repair: bool, dry_run: bool, as_json: bool) -> None:
     """Verify that the index, the packs, the trees and all reference counts of STORE agree.
 
     Reads no file data (scrub does). The exit code is 3 when something is wrong; each problem is a
     line that says what to do.
 
+    --repair needs STORE for itself. It mends dedupfs.json, the index with all its counts, and
+    damaged records of which the store has the bytes elsewhere, and lists what is left. No file is
+    dropped or replaced. A file that is imported again after it was damaged mends its old snapshots.
+
     \b
-    Example:
+    Examples:
       dedupfs check store/
+      dedupfs check --repair --dry-run store/
     """
     from dedupfs.maintenance.check import check as check_store
+
+    if repair:
+        _repair(store, dry_run=dry_run, as_json=as_json)
+        return
+    if dry_run:
+        raise UsageError("--dry-run is for --repair; check alone changes nothing")
 
     with open_store(store) as opened, output.meter("checking", is_bytes=False) as bar:
         report = check_store(opened, progress=bar.update)
     if as_json:
-        problems: list[output.Json] = [
-            {"code": found.code, "where": found.where, "what": found.what, "advice": found.advice}
-            for found in report.problems
-        ]
+        problems = [_problem_json(found) for found in report.problems]
         output.print_json(
             {
                 "ok": report.ok,
@@ -260,6 +271,53 @@ def check(store: Path, as_json: bool) -> None:
             f"{output.count_text(report.snapshots, 'snapshot')}, "
             f"{output.count_text(report.packs, 'pack')}"
         )
+
+
+def _problem_json(found: "Problem") -> output.Json:
+    return {
+        "code": found.code,
+        "where": found.where,
+        "what": found.what,
+        "advice": found.advice,
+        "uses": list(found.uses),
+    }
+
+
+def _repair(store: Path, *, dry_run: bool, as_json: bool) -> None:
+    from dedupfs.maintenance.repair import repair
+
+    with output.meter("repairing", is_bytes=False) as bar:
+        report = repair(
+            store,
+            dry_run=dry_run,
+            progress=lambda stage, done, total: bar.update(done, total, stage),
+        )
+    losses = _losses(report.reindex) if report.reindex is not None else []
+    left = [str(problem) for problem in report.left]
+    left += [loss for loss in losses if loss not in left]
+    if as_json:
+        output.print_json(
+            {
+                "ok": report.ok,
+                "dry_run": dry_run,
+                "found": [_problem_json(problem) for problem in report.found],
+                "done": report.done,
+                "left": left,
+            }
+        )
+    else:
+        for problem in report.found if dry_run else []:
+            click.echo(str(problem))
+        for line in report.done:
+            click.echo(("would do: " if dry_run else "repaired: ") + line)
+        for line in left:
+            click.echo(line)
+    if not report.ok:
+        raise CorruptError(f"{store}: {output.count_text(len(left), 'problem')} left")
+    if dry_run and report.found:
+        raise CorruptError(f"{store}: {output.count_text(len(report.found), 'problem')}")
+    if not as_json and not report.found and not report.done:
+        click.echo("no problems")
 
 
 @click.command()
@@ -287,7 +345,10 @@ def scrub(store: Path, as_json: bool) -> None:
                 "pack_offset": found.pack_offset,
                 "stored_bytes": found.stored_bytes,
                 "what": found.what,
-                "uses": [str(use) for use in found.uses],
+                "uses": [
+                    {"holder": use.kind, "name": use.name, "path": output.text_of(use.path)}
+                    for use in found.uses
+                ],
             }
             for found in report.damage
         ]
@@ -297,6 +358,9 @@ def scrub(store: Path, as_json: bool) -> None:
                 "records": report.records,
                 "stored_bytes": report.stored_bytes,
                 "damaged_records": report.damaged_records,
+                "damaged_files": report.damaged_files,
+                "snapshots": list(report.holders("snapshot")),
+                "views": list(report.holders("view")),
                 "damage": damage,
             }
         )
@@ -304,7 +368,16 @@ def scrub(store: Path, as_json: bool) -> None:
         for found in report.damage:
             output.print_line(str(found))
     if not report.ok:
-        raise CorruptError(f"{store}: {output.count_text(report.damaged_records, 'bad record')}")
+        hit = [
+            output.count_text(len(report.holders(kind)), kind)
+            for kind in ("snapshot", "view")
+            if report.holders(kind)
+        ]
+        raise CorruptError(
+            f"{store}: {output.count_text(report.damaged_records, 'bad record')}, "
+            f"{output.count_text(report.damaged_files, 'file')} hit"
+            + (f" in {' and '.join(hit)}" if hit else "")
+        )
     if not as_json:
         output.print_line(
             f"no damage: {output.size(report.stored_bytes)} in "

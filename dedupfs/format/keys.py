@@ -26,6 +26,7 @@ REFERENCES_MAX = (1 << 32) - 1
 PACK_KEY_MAX = (1 << 32) - 1
 
 META_COUNTER = b"counter:"
+META_CONFIG = b"config"
 META_OPEN = b"open:"
 META_MAKING = b"making:"
 META_PUNCH = b"punch:"

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import StoreError, UsageError
+from dedupfs.errors import CorruptError, StoreError, UsageError
 from dedupfs.format.keys import (
+    META_COUNTER,
     META_MAKING,
     decode_count,
     decode_free,
@@ -34,6 +35,7 @@ from dedupfs.namespace.views import (
 )
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import pack_files
+from dedupfs.store.openpack import PACK_COUNTER, is_committed
 from dedupfs.store.owner import exclusive
 from dedupfs.store.space import Freed, punch, release_dead_owners
 
@@ -84,7 +86,7 @@ def collect(store: Store, *, progress: Progress | None = None) -> GcReport:
         tombstones = _tombstones(txn)
     with exclusive(store.layout, store.disk, PUNCH_LOCK):
         report.dead_owners = release_dead_owners(store)
-        report.leftovers = _remove_leftovers(store)
+        report.leftovers = remove_leftovers(store)
     _Sweep(store, report, progress).run()
     if tombstones and _nothing_to_outdate(store):
         _release_tombstones(store, tombstones)
@@ -184,7 +186,7 @@ def _release_tombstones(store: Store, tombstones: list[tuple[RecordId, int]]) ->
 # --- what dead processes left ----------------------------------------------------------------
 
 
-def _remove_leftovers(store: Store) -> int:
+def remove_leftovers(store: Store) -> int:
     """Remove files that no row of the index and no live process knows; return how many."""
     removed = _remove_lost_packs(store) + _remove_import_files(store)
     return removed + len(remove_dead_ephemeral(store)) + _remove_lost_views(store)
@@ -197,21 +199,40 @@ def _remove_lost_packs(store: Store) -> int:
     in the making has a row of META (or its maker's lock).
     """
     with store.reading() as txn:
-        if not any(_lost_packs(store, txn)):
+        lost = dict(_lost_packs(store, txn))
+        if not lost:
             return 0
+        _require_unused_packs(store, txn, lost)
     removed = 0
     with store.transaction() as changes:
-        for path in list(_lost_packs(store, changes)):
-            removed += _remove_unlocked(store, path)
+        for pack, path in list(_lost_packs(store, changes)):
+            if pack in lost:
+                removed += _remove_unlocked(store, path)
     return removed
 
 
-def _lost_packs(store: Store, txn: ReadTxn) -> Iterator[Path]:
+def _require_unused_packs(store: Store, txn: ReadTxn, lost: dict[int, Path]) -> None:
+    """Refuse to remove packs that the index would know if it were whole.
+
+    Raises:
+        CorruptError: it was never told of their numbers, or has records in them.
+    """
+    row = txn.get(Table.META, META_COUNTER + PACK_COUNTER.encode())
+    counter = decode_count(row) if row is not None else 0
+    used = any(pack > counter and is_committed(path) for pack, path in lost.items())
+    used = used or any(decode_location(row)[0].pack in lost for _, row in txn.scan(Table.RECORDS))
+    if used:
+        raise CorruptError(
+            f"{store.path}: the index does not know packs that hold data; run dedupfs reindex"
+        )
+
+
+def _lost_packs(store: Store, txn: ReadTxn) -> Iterator[tuple[int, Path]]:
     for pack, _kind, path in pack_files(store):
         key = encode_pack_key(pack)
         known = txn.get(Table.PACKS, key) is not None
         if not known and txn.get(Table.META, META_MAKING + key) is None:
-            yield path
+            yield pack, path
 
 
 def _remove_import_files(store: Store) -> int:

@@ -34,13 +34,14 @@ from dedupfs.maintenance.pack_audit import overlapping
 from dedupfs.maintenance.problems import Problem
 from dedupfs.maintenance.roots import RootFinder, Roots
 from dedupfs.maintenance.salvage import salvage_chunks
-from dedupfs.model import Location, PackKind, RecordId, RecordKind
+from dedupfs.model import Location, PackKind, RecordId, RecordKind, StoreConfig
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
 from dedupfs.store.inventory import count_references, payload_of
 from dedupfs.store.layout import Layout, read_config
 from dedupfs.store.openpack import PACK_COUNTER
 from dedupfs.store.rebuild import PACK_NUMBER_MAX, Rebuilt, rebuild
+from dedupfs.store.store import save_config
 
 log = logging.getLogger(__name__)
 
@@ -94,18 +95,27 @@ def reindex(
     path = Path(os.path.abspath(path))
     layout = Layout(path)
     config = read_config(layout, disk)
+    disk.mkdir(layout.run)
+    with alone(layout, disk):
+        require_unused(layout, disk, layout.index)
+        return rebuild_index(layout, config, disk, progress)
+
+
+def rebuild_index(
+    layout: Layout, config: StoreConfig, disk: Disk, progress: Progress | None
+) -> ReindexReport:
+    """Do the work of ``reindex`` on a store that is kept to oneself. Errors as there."""
     for directory in (layout.run, layout.packs):
         disk.mkdir(directory)
-    with _alone(layout, disk):
-        require_unused(layout, disk, layout.index)
-        new = path / NEW
-        _remove_tree(new)
-        disk.mkdir(new)
-        disk.fsync_dir(path)
-        with Store(path, config, Database(new, create=True), disk) as store:
-            report = _Rebuilding(store, progress).run()
-        disk.fsync_dir(new)
-        _replace_index(layout, disk, new)
+    new = layout.root / NEW
+    remove_tree(new)
+    disk.mkdir(new)
+    disk.fsync_dir(layout.root)
+    with Store(layout.root, config, Database(new, create=True), disk) as store:
+        save_config(store.db, config)
+        report = _Rebuilding(store, progress).run()
+    disk.fsync_dir(new)
+    _replace_index(layout, disk, new)
     log.info(
         "reindex done packs=%d records=%d snapshots=%d views=%d problems=%d",
         report.packs,
@@ -118,12 +128,12 @@ def reindex(
 
 
 @contextmanager
-def _alone(layout: Layout, disk: Disk) -> Iterator[None]:
-    """Keep a second reindex away."""
+def alone(layout: Layout, disk: Disk) -> Iterator[None]:
+    """Keep a second reindex or repair away."""
     file = disk.open(layout.run / "reindex.lock", create=True)
     try:
         if not disk.lock(file):
-            raise StoreBusyError(f"another reindex of {layout.root} is under way")
+            raise StoreBusyError(f"another reindex or repair of {layout.root} is under way")
         yield
     finally:
         file.close()
@@ -132,7 +142,7 @@ def _alone(layout: Layout, disk: Disk) -> Iterator[None]:
 def _replace_index(layout: Layout, disk: Disk, new: Path) -> None:
     """Put the new index in the place of the old one, unless somebody has begun to use that."""
     old = layout.root / OLD
-    _remove_tree(old)
+    remove_tree(old)
     had_index = layout.index.exists()
     if had_index:
         disk.rename(layout.index, old)  # from here on nobody can open the store
@@ -141,14 +151,15 @@ def _replace_index(layout: Layout, disk: Disk, new: Path) -> None:
     except StoreBusyError:
         if had_index:
             disk.rename(old, layout.index)
-        _remove_tree(new)
+        remove_tree(new)
         raise
     disk.rename(new, layout.index)
     disk.fsync_dir(layout.root)
-    _remove_tree(old)
+    remove_tree(old)
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
+    """Remove a directory of ours that is no index any more, or not yet."""
     if path.is_symlink():
         raise StoreError(f"{path} is a symbolic link, which dedupfs never makes there; remove it")
     shutil.rmtree(path, ignore_errors=True)

@@ -20,7 +20,7 @@ from dedupfs.format.journal import (
     JournalHeader,
     Put,
 )
-from dedupfs.format.keys import META_COUNTER, encode_count
+from dedupfs.format.keys import META_COUNTER, decode_location, encode_count
 from dedupfs.format.tree import (
     decode_extents,
     decode_snapshot,
@@ -108,6 +108,9 @@ class RootFinder:
 
     def _payloads(self, found: Iterable[_Found]) -> Iterator[tuple[RecordId, bytes]]:
         for item in found:
+            row = self._store.db.record_row(item.record_id)
+            if row is None or decode_location(row)[0] != item.location:
+                continue  # damaged, and there is a sound one of this id
             try:
                 payload = bytes(payload_of(self._store, item.record_id, item.location))
             except StoreError as exc:

@@ -69,6 +69,16 @@ class ScrubReport:
         """Whether every record is what it was."""
         return not self.damaged_records
 
+    @property
+    def damaged_files(self) -> int:
+        """How many files and directories are named."""
+        return len({use for found in self.damage for use in found.uses})
+
+    def holders(self, kind: str) -> list[str]:
+        """Return the names of the snapshots or views that are hit; ``kind`` says which."""
+        uses = (use for found in self.damage for use in found.uses)
+        return sorted({use.name for use in uses if use.kind == kind})
+
 
 @dataclass(slots=True)
 class _PackResult:

@@ -6,6 +6,7 @@ made only once something is known to be bad.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from dedupfs.format.tree import (
 from dedupfs.model import ID_BYTES, RecordId, TreeEntry
 from dedupfs.namespace.rows import decode_snapshot_row, decode_view_row, view_owner_key
 from dedupfs.namespace.trees import links_id_of, tree_id_of
-from dedupfs.store import Store, Table
+from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import payload_of
 
 T = TypeVar("T")
@@ -41,6 +42,16 @@ class Use:
     holder: str
     path: bytes
 
+    @property
+    def kind(self) -> str:
+        """Return "snapshot" or "view"."""
+        return self.holder.partition(" ")[0]
+
+    @property
+    def name(self) -> str:
+        """Return which snapshot or view it is."""
+        return self.holder.partition(" ")[2].partition(",")[0]
+
     def __str__(self) -> str:
         """Name it as a shell would."""
         return f"{self.holder}: /{self.path.decode('utf-8', 'backslashreplace')}"
@@ -57,6 +68,13 @@ class _Hit:
 
 _Place = tuple[RecordId, RecordId | None]
 """A tree, and the links tree of its scope if that has hits: what decides which paths below are."""
+
+
+def _sound(txn: ReadTxn, table: Table, decode: Callable[[bytes], T]) -> Iterator[T]:
+    """Yield the rows of a table but those that are none, which check tells of."""
+    for _, row in txn.scan(table):
+        with suppress(StoreError):
+            yield decode(row)
 
 
 class UseFinder:
@@ -89,8 +107,8 @@ class UseFinder:
 
     def _roots(self) -> Iterator[tuple[str, RecordId, TreeEntry | None]]:
         with self._store.reading() as txn:
-            snapshots = [decode_snapshot_row(row) for _, row in txn.scan(Table.SNAPSHOTS)]
-            views = [decode_view_row(row) for _, row in txn.scan(Table.VIEWS)]
+            snapshots = list(_sound(txn, Table.SNAPSHOTS, decode_snapshot_row))
+            views = list(_sound(txn, Table.VIEWS, decode_view_row))
         for info, record_id in snapshots:
             yield f"snapshot {info.name}", record_id, info.root
         for view in views:
@@ -100,8 +118,7 @@ class UseFinder:
     def _note_pins(self) -> None:
         """What a view's journal holds has no path that could be told without replaying it."""
         with self._store.reading() as txn:
-            for _, row in txn.scan(Table.VIEWS):
-                view = decode_view_row(row)
+            for view in _sound(txn, Table.VIEWS, decode_view_row):
                 for key, _count in txn.scan(Table.PINS, view_owner_key(view.view_id)):
                     pinned = split_pin_key(key)[1]
                     if pinned in self._bad:

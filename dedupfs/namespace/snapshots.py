@@ -6,14 +6,16 @@ that no two records may claim one revision: they are put within the transaction 
 true, and what others left of such a transaction when they died is dropped first.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from dedupfs.errors import ExistsError, NotFoundError, UsageError
+from dedupfs.errors import CorruptError, ExistsError, NotFoundError, UsageError
+from dedupfs.format.pack import SALT_MAX
 from dedupfs.format.tree import encode_snapshot
-from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry
+from dedupfs.model import ID_BYTES, RecordId, RecordKind, SnapshotInfo, TreeEntry
 from dedupfs.namespace.rows import (
     TOMBSTONE_OWNER,
     check_name,
@@ -21,6 +23,8 @@ from dedupfs.namespace.rows import (
     encode_snapshot_row,
 )
 from dedupfs.store.store import Store, Table, Transaction
+
+log = logging.getLogger(__name__)
 
 SEQUENCE_COUNTER = "snapshot sequence"
 
@@ -33,8 +37,27 @@ class SnapshotCatalog:
 
     def list(self) -> list[SnapshotInfo]:
         """Return all snapshots, sorted by name."""
+        found = []
         with self._store.reading() as txn:
-            return [decode_snapshot_row(row)[0] for _, row in txn.scan(Table.SNAPSHOTS)]
+            for key, row in txn.scan(Table.SNAPSHOTS):
+                try:
+                    found.append(self._verified(key, row))
+                except CorruptError as exc:  # the others are to be seen all the same
+                    log.error("snapshot left out: %s", exc)
+        return found
+
+    def _verified(self, key: bytes, row: bytes) -> SnapshotInfo:
+        """Decode a row; it holds the record's payload, so that the record's id tells damage."""
+        info, record_id = decode_snapshot_row(row)
+        digest, payload = self._store.digest, row[ID_BYTES:]
+        if info.name.encode("utf-8", "surrogateescape") != key or not any(
+            digest(RecordKind.SNAPSHOT, payload, salt) == record_id for salt in range(SALT_MAX + 1)
+        ):
+            name = key.decode(errors="backslashreplace")
+            raise CorruptError(
+                f"the index row of snapshot {name!r} is damaged; run 'dedupfs check --repair'"
+            )
+        return info
 
     def find(self, name: str) -> SnapshotInfo | None:
         """Return the snapshot called ``name``, or None."""
@@ -43,7 +66,7 @@ class SnapshotCatalog:
             return None
         with self._store.reading() as txn:
             row = txn.get(Table.SNAPSHOTS, key)
-        return decode_snapshot_row(row)[0] if row is not None else None
+        return self._verified(key, row) if row is not None else None
 
     def get(self, name: str) -> SnapshotInfo:
         """Return the snapshot called ``name``.

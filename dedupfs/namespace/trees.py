@@ -7,11 +7,12 @@ entry means.
 import stat
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import msgspec
 
-from dedupfs.errors import CorruptError, NotADirectoryNameError, NotFoundError
+from dedupfs.errors import CorruptError, NotADirectoryNameError, NotFoundError, StoreError
 from dedupfs.format.tree import (
     TREE_ENTRIES_MAX,
     decode_tree,
@@ -149,6 +150,25 @@ class TreeReader:
         yield from page.entries
         for listed in tree.pages:
             yield from self._load_page(listed.page_id).entries
+
+    def sound_entries(
+        self, tree_id: RecordId | None, tell: Callable[[StoreError], None]
+    ) -> Iterator[TreeEntry]:
+        """Yield the entries that can be read, and ``tell`` why others cannot."""
+        if tree_id is None:
+            return
+        try:
+            tree, page = self._load(tree_id)
+        except StoreError as exc:
+            tell(exc)
+            return
+        pages = [page.entries]
+        for listed in tree.pages:
+            try:
+                pages.append(self._load_page(listed.page_id).entries)
+            except StoreError as exc:
+                tell(exc)
+        yield from chain.from_iterable(pages)
 
     def resolve(self, root: TreeEntry, entry: TreeEntry) -> TreeEntry:
         """Return the inode's entry when ``entry`` is a hard link of ``root``'s scope.

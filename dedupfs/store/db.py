@@ -137,6 +137,8 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
+        if not create:
+            self._require_begun()
         with translated():
             self._env = _open_environment(path, create)
             try:
@@ -151,6 +153,15 @@ class Database:
     def data_path(self) -> Path:
         """The file that grows with the index."""
         return self.path / "data.mdb"
+
+    def _require_begun(self) -> None:
+        """Refuse an empty file: LMDB would take it for a new index, and gc every pack for lost."""
+        try:
+            empty = not self.data_path.stat().st_size
+        except OSError as exc:
+            raise StoreError(f"cannot open {self.data_path}: {exc.strerror}") from exc
+        if empty:
+            raise CorruptError(f"{self.data_path} is empty; run dedupfs reindex")
 
     def close(self) -> None:
         """Close the environment; no transaction may be under way."""

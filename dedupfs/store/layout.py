@@ -31,6 +31,7 @@ _OWNER_LOCK = re.compile("[0-9a-f]{16}[.]lock")
 _PACK_BYTES_MAX_LIMIT = 1 << 40
 _NOBODY = 65534
 """Whose files they are that user namespaces and NFS have no owner for."""
+_CURE = "'dedupfs check --repair' looks for its copy"
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +177,14 @@ def make_directories(layout: Layout, disk: Disk) -> None:
     disk.fsync_dir(root.parent)
 
 
+def encode_config(config: StoreConfig) -> bytes:
+    """Return the text of dedupfs.json."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
+
+
 def write_config(layout: Layout, disk: Disk, config: StoreConfig) -> None:
     """Write dedupfs.json, the last step that makes a directory a store."""
-    text = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
+    text = encode_config(config)
     new = layout.root / (CONFIG_NAME + ".new")
     file = disk.open(new, create=True)
     disk.truncate(file, 0)
@@ -235,7 +241,7 @@ def decode_config(text: bytes, path: Path) -> StoreConfig:
         config = msgspec.json.decode(text, type=StoreConfig)
         ChunkingParams(config.chunk_bytes_min, config.chunk_bytes_average, config.chunk_bytes_max)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as exc:
-        raise CorruptError(f"{path} is damaged: {exc}") from exc
+        raise CorruptError(f"{path} is damaged ({_CURE}): {exc}") from exc
     sane = (
         config.format_version >= 1
         and 0 <= config.hash_seed < 1 << 64
@@ -243,5 +249,5 @@ def decode_config(text: bytes, path: Path) -> StoreConfig:
         and 0 < config.pack_bytes_max <= _PACK_BYTES_MAX_LIMIT
     )
     if not sane:
-        raise CorruptError(f"{path} is damaged: a value is out of range")
+        raise CorruptError(f"{path} is damaged ({_CURE}): a value is out of range")
     return config

@@ -4,8 +4,9 @@ Knows no record's content. Source: docs/format.md, "Packs" and "Write order".
 """
 
 import logging
+from pathlib import Path
 
-from dedupfs.errors import StoreError
+from dedupfs.errors import CorruptError, StoreError
 from dedupfs.format.keys import (
     META_COUNTER,
     META_OPEN,
@@ -16,6 +17,7 @@ from dedupfs.format.keys import (
     encode_pack_key,
     encode_pack_row,
 )
+from dedupfs.format.pack import PACK_HEADER_BYTES
 from dedupfs.model import PackKind, StoreConfig
 from dedupfs.store.commit import PackState
 from dedupfs.store.db import Database, Table
@@ -23,11 +25,28 @@ from dedupfs.store.disk import Disk, File
 from dedupfs.store.layout import Layout
 from dedupfs.store.owner import same_file
 from dedupfs.store.packs import PackFiles, PackWriter
+from dedupfs.store.scan import Damage, PackScanner
 from dedupfs.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
 PACK_COUNTER = "pack"
+
+
+def is_committed(path: Path) -> bool:
+    """Whether a pack's file says by itself that an index has known it: it is read-only.
+
+    A record pack becomes that behind the commit that seals it. A verbatim pack is it from the
+    start, but its number is committed before.
+    """
+    return not path.stat().st_mode & 0o222
+
+
+def older_index(path: Path) -> CorruptError:
+    """Return the error for a committed pack whose number the index has not given yet."""
+    return CorruptError(
+        f"{path} is there already: the index is older than the packs; run dedupfs reindex"
+    )
 
 
 class OpenPacks:
@@ -110,6 +129,8 @@ class OpenPacks:
             row = txn.get(Table.META, META_COUNTER + PACK_COUNTER.encode())
         pack = 1 + (decode_count(row) if row is not None else 0)
         while self._disk.link_count(path := self._layout.pack(pack, PackKind.RECORDS)):
+            if is_committed(path):
+                raise older_index(path)
             try:
                 file = self._disk.open(path, write=True)
             except (FileNotFoundError, StoreError) as exc:  # just removed, or another user's
@@ -141,7 +162,7 @@ class OpenPacks:
             return None
         row = self._row_of(pack)  # only now: its last owner may have committed until now
         if row is None or row.sealed:
-            if row is None:
+            if row is None and not self._disk.size(file):  # made by our look alone
                 self._disk.unlink(file.path)
             file.close()
             return None
@@ -156,9 +177,27 @@ class OpenPacks:
             file.close()
             return None
         if size > row.committed_bytes:
-            log.info("pack tail dropped pack=%d bytes=%d", pack, size - row.committed_bytes)
-            self._disk.truncate(file, row.committed_bytes)
+            self._cut_tail(file, pack, row)
         return file, row.committed_bytes
+
+    def _cut_tail(self, file: File, pack: int, row: PackRow) -> None:
+        """Drop what was not committed, unless the row cannot be right about where that starts.
+
+        Raises:
+            CorruptError: it says so of a place inside a record.
+        """
+        scanned = PackScanner(self._disk, file, pack, self._hash_seed).scan()
+        stops = (found.stop for found in scanned if not isinstance(found, Damage))
+        is_end = row.committed_bytes <= PACK_HEADER_BYTES and not row.live_bytes
+        if not is_end and row.committed_bytes not in stops:
+            raise CorruptError(
+                f"the index says that {file.path} ends at {row.committed_bytes}, which is inside a "
+                "record; run dedupfs reindex"
+            )
+        log.info(
+            "pack tail dropped pack=%d bytes=%d", pack, self._disk.size(file) - row.committed_bytes
+        )
+        self._disk.truncate(file, row.committed_bytes)
 
     def _lock_file(self, pack: int) -> File | None:
         path = self._layout.pack(pack, PackKind.RECORDS)
@@ -182,6 +221,8 @@ class OpenPacks:
                     pack = _add_pack(Transaction(own))
             file = self._lock_file(pack)
             if file is not None:  # else another process was faster to take it over
+                if is_committed(file.path):
+                    raise older_index(file.path)
                 self._disk.truncate(file, 0)
                 writer = self._start(file, pack, 0)
                 writer.born_in_transaction = txn is not None

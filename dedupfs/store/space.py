@@ -197,7 +197,12 @@ def _take_live(txn: Transaction, pack: int, stored_bytes: int) -> None:
     found = txn.get(Table.PACKS, key)
     if found is not None:
         row = decode_pack_row(found)
-        live = max(0, row.live_bytes - stored_bytes)
+        if stored_bytes > row.live_bytes:  # it would be taken for empty too early, and removed
+            raise CorruptError(
+                f"pack {pack}: {row.live_bytes} live bytes, {stored_bytes} to free; "
+                "run dedupfs check"
+            )
+        live = row.live_bytes - stored_bytes
         txn.put(Table.PACKS, key, encode_pack_row(replace(row, live_bytes=live)))
 
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from dedupfs.chunking import Chunker, ChunkingParams
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError, UsageError
-from dedupfs.format.keys import decode_location, pack_record_row
+from dedupfs.format.keys import META_CONFIG, decode_location, pack_record_row
 from dedupfs.format.pack import (
     CHUNK_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -40,6 +40,8 @@ from dedupfs.store.db import Database, ReadTxn, Table
 from dedupfs.store.disk import Buffer, Disk, File, RealDisk, keep_freed_memory
 from dedupfs.store.layout import (
     Layout,
+    decode_config,
+    encode_config,
     make_config,
     make_directories,
     read_config,
@@ -56,6 +58,19 @@ from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
 __all__ = ["ReadTxn", "Store", "Table", "Transaction"]
 
 log = logging.getLogger(__name__)
+
+
+def save_config(db: Database, config: StoreConfig) -> None:
+    """Keep a copy of dedupfs.json in the index: without its seed nothing could be read."""
+    with db.writing() as txn:
+        txn.put(Table.META, META_CONFIG, encode_config(config))
+
+
+def saved_config(db: Database) -> StoreConfig | None:
+    """Return the copy of dedupfs.json in the index, or None; errors as ``read_config``."""
+    with db.reading() as txn:
+        text = txn.get(Table.META, META_CONFIG)
+    return decode_config(text, db.data_path) if text is not None else None
 
 
 class Store:
@@ -139,6 +154,7 @@ class Store:
         db = Database(layout.index, create=True)
         try:
             disk.fsync_dir(layout.index)
+            save_config(db, config)
             write_config(layout, disk, config)
             return cls(path, config, db, disk)
         except BaseException:
@@ -246,6 +262,15 @@ class Store:
         if found:
             self._pending.references[identity] = found
         return identity
+
+    def append_again(
+        self, identity: RecordId, kind: RecordKind, salt: int, payload: bytes
+    ) -> Location:
+        """Append a record that the index has already; the caller changes its row (``mend``)."""
+        codec, stored = self._encoder.encode(payload)
+        writer = self._packs.writer(self._committer.active)
+        offset = writer.append(kind, codec, salt, stored, len(payload), identity)
+        return Location(kind, codec, salt, writer.pack, offset, len(stored), len(payload))
 
     def find_chunk(
         self, payload: bytes | memoryview, *, digest: RecordId | None = None

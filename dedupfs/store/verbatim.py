@@ -13,7 +13,7 @@ from dedupfs.model import Extent, PackKind
 from dedupfs.store.db import Database, Table
 from dedupfs.store.disk import Disk, File
 from dedupfs.store.layout import Layout
-from dedupfs.store.openpack import PACK_COUNTER
+from dedupfs.store.openpack import PACK_COUNTER, older_index
 from dedupfs.store.packs import PackFiles
 from dedupfs.store.transaction import Transaction
 
@@ -48,6 +48,8 @@ def link_pack(layout: Layout, disk: Disk, files: PackFiles, file: File, pack: in
     files.make_directory(path)
     disk.chmod(file.path, 0o400)
     disk.fsync(file)
+    if disk.link_count(path):
+        raise older_index(path)
     disk.link(file.path, path)
     disk.fsync_dir(path.parent)
     return path

@@ -1,7 +1,8 @@
 """All entries below a directory of a snapshot, in path order. Knows no file system."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from dedupfs.errors import StoreError
 from dedupfs.model import TreeEntry, is_file_name
 from dedupfs.namespace.trees import TreeReader, tree_id_of
 
@@ -12,14 +13,26 @@ def is_possible(entry: TreeEntry) -> bool:
 
 
 def entries_below(
-    reader: TreeReader, top: TreeEntry, *, depth_max: int | None = None
+    reader: TreeReader,
+    top: TreeEntry,
+    *,
+    depth_max: int | None = None,
+    on_lost: Callable[[bytes, StoreError], None] | None = None,
 ) -> Iterator[tuple[bytes, TreeEntry]]:
     """Yield (path below ``top``, entry), a directory in front of what is in it.
 
     Hard links are yielded as they are; ``TreeReader.resolve`` gives their inode. So are names that
-    no file can have; nothing below such a directory is.
+    no file can have; nothing below such a directory is. ``on_lost`` hears of each directory of
+    which something cannot be read; without it that ends everything.
     """
-    stack = [(b"", reader.entries(tree_id_of(top)))]
+
+    def children(directory: TreeEntry, prefix: bytes) -> Iterator[TreeEntry]:
+        tree_id = tree_id_of(directory)
+        if on_lost is None:
+            return reader.entries(tree_id)
+        return reader.sound_entries(tree_id, lambda exc: on_lost(prefix[:-1], exc))
+
+    stack = [(b"", children(top, b""))]
     while stack:
         prefix, entries = stack[-1]
         entry = next(entries, None)
@@ -30,4 +43,4 @@ def entries_below(
         yield path, entry
         is_deeper = depth_max is None or len(stack) < depth_max
         if is_deeper and is_possible(entry) and entry.is_directory:
-            stack.append((path + b"/", reader.entries(tree_id_of(entry))))
+            stack.append((path + b"/", children(entry, path + b"/")))

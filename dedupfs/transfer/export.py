@@ -15,7 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import CorruptError, MissingRecordError, SourceError, UsageError
+from dedupfs.errors import (
+    CorruptError,
+    MissingRecordError,
+    SourceError,
+    StoreError,
+    UsageError,
+)
 from dedupfs.model import HOLE, TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
@@ -169,7 +175,9 @@ class _Export:
 
     def _push(self, entry: TreeEntry, path: bytes, fd: int) -> None:
         status = os.fstat(fd)
-        children = self._reader.entries(tree_id_of(entry))
+        children = self._reader.sound_entries(
+            tree_id_of(entry), lambda exc: self._lost_below(path, exc)
+        )
         self._stack.append(_Level(entry, path, fd, children, (status.st_dev, status.st_ino)))
         self.report.directories += 1
         if len(self._stack) > OPEN_DIRECTORIES_MAX:
@@ -205,12 +213,13 @@ class _Export:
     # --- hard links -------------------------------------------------------------------------------
 
     def _make_links_directory(self, top: TreeEntry, top_fd: int) -> None:
+        taken = set()
+        with suppress(StoreError):  # its damage is told when it is walked through
+            taken = {entry.name for entry in self._reader.entries(tree_id_of(top))}
         number = 0
-        while True:
-            self._links_name = b".dedupfs-export-%d" % number
-            if self._reader.find(tree_id_of(top), self._links_name) is None:
-                break
+        while (name := b".dedupfs-export-%d" % number) in taken:
             number += 1
+        self._links_name = name
         os.mkdir(self._links_name, 0o700, dir_fd=top_fd)
         self._links_fd = os.open(self._links_name, _DIRECTORY_FLAGS, dir_fd=top_fd)
 
@@ -253,6 +262,10 @@ class _Export:
 
     def _damaged(self, path: bytes, why: str) -> None:
         self._problems.add(path, f"not restored, {why}")
+        self.report.damaged += 1
+
+    def _lost_below(self, path: bytes, exc: StoreError) -> None:
+        self._problems.add(path or b".", f"not all of it restored, the store has lost it: {exc}")
         self.report.damaged += 1
 
     def _make(self, directory_fd: int, name: bytes, entry: TreeEntry, path: bytes) -> bool:

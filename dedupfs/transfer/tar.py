@@ -9,7 +9,7 @@ import stat
 import tarfile
 from typing import IO
 
-from dedupfs.errors import CorruptError, MissingRecordError
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError
 from dedupfs.model import TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.trees import TreeReader
@@ -78,7 +78,7 @@ class _TarExport:
             bufsize=COPY_BYTES,
         ) as archive:
             self._add(archive, _TOP, top)
-            for path, entry in entries_below(self._reader, top):
+            for path, entry in entries_below(self._reader, top, on_lost=self._lost_below):
                 self._add(archive, b"./" + path, entry)
                 archive.getmembers().clear()  # tarfile would keep every header it has written
                 done.files_done += 1
@@ -138,6 +138,10 @@ class _TarExport:
         is_known = link_id in self._first_names
         self._first_names.setdefault(link_id, header.name)
         return is_known
+
+    def _lost_below(self, path: bytes, exc: StoreError) -> None:
+        self._problems.add(path or b".", f"not all of it restored, the store has lost it: {exc}")
+        self.report.damaged += 1
 
     def _lost(self, path: bytes, why: str) -> None:
         self._problems.add(path, f"not restored, {why}")

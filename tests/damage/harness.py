@@ -6,11 +6,14 @@ limit; what it printed and how it ended is the answer.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import random
 import shutil
 import signal
 import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,11 +63,17 @@ def run(*arguments: object, limit_s: int = LIMIT_S) -> Ended:
 def _be_the_command(argv: list[str], out: int, err: int, limit_s: int) -> int:
     os.dup2(out, 1)
     os.dup2(err, 2)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))  # not pytest's
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
+    for handler in list(logging.getLogger().handlers):
+        logging.getLogger().removeHandler(handler)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(limit_s)
     tell_crashes()
     try:
-        return main(argv)
+        code = main(argv)
+        sys.stdout.flush()
+        return code
     except BaseException as exc:  # noqa: BLE001 - the parent must see that main let it through
         os.write(2, f"main let through {exc!r}\n".encode())
         return 99
