@@ -82,7 +82,7 @@ def decode_view_row(data: bytes) -> ViewRow:
     """
     try:
         return _view_decoder.decode(data)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise CorruptError(f"not a view's row: {exc}; run 'dedupfs reindex'") from exc
 
 
@@ -120,7 +120,13 @@ def encode_inode(inode: int) -> bytes:
 
 
 def decode_inode(value: bytes) -> int:
-    """Decode a PLACES value."""
+    """Decode a PLACES value.
+
+    Raises:
+        CorruptError: it has another length.
+    """
+    if len(value) != _INODE.size:
+        raise CorruptError(f"a place of {len(value)} bytes; run 'dedupfs check --repair'")
     inode: int = _INODE.unpack(value)[0]
     return inode
 
@@ -131,6 +137,12 @@ def encode_home(directory: int, slot: int) -> bytes:
 
 
 def decode_home(value: bytes) -> tuple[int, int]:
-    """Decode a HOMES value into (directory number, slot)."""
+    """Decode a HOMES value into (directory number, slot).
+
+    Raises:
+        CorruptError: it has another length.
+    """
+    if len(value) != _HOME.size:
+        raise CorruptError(f"a home of {len(value)} bytes; run 'dedupfs check --repair'")
     directory, slot = _HOME.unpack(value)
     return directory, slot
