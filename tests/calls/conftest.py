@@ -279,10 +279,11 @@ def seen_below(top: Path) -> dict[str, object]:
 
 
 def _identity(found: os.stat_result, path: str) -> object:
-    xattrs = {
-        name: os.getxattr(path, name, follow_symlinks=False)
-        for name in os.listxattr(path, follow_symlinks=False)
-    }
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+        xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+    except PermissionError:  # an ordinary user's own file of mode 0
+        xattrs = {}
     who = (found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_rdev)
     times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
     return who, found.st_size, times, xattrs
