@@ -57,8 +57,10 @@ def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
             raise pyfuse3.FUSEError(exc.errno) from exc
         except pyfuse3.FUSEError:
             raise
-        except (StoreFullError, FileLimitError) as exc:  # the caller is told, and who comes after
-            log.info("no room op=%s: %s", handler.__name__, exc)
+        except FileLimitError as exc:  # the caller's mistake alone
+            raise pyfuse3.FUSEError(exc.errno) from exc
+        except StoreFullError as exc:  # the caller is told, and every caller after it
+            log.info("disk full op=%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno) from exc
         except DedupfsError as exc:
             log.error("request failed op=%s errno=%d: %s", handler.__name__, exc.errno, exc)

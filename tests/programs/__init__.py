@@ -1,0 +1,1 @@
+"""Real programs at work on a mount."""
