@@ -236,7 +236,7 @@ class RootFinder:
             self._store.disk,
             directory,
             JournalHeader(MAGIC, VERSION, view_id, name, generation, record_id, root.next_number),
-        )
+        ).publish()
         self._add_view(name, root, record_id, generation, [])
         self._roots.shortened_views.append((name, why))
 

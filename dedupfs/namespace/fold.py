@@ -220,7 +220,7 @@ class Folder:
                 for edit in file.restated():  # each a record of its own: no record is too long
                     state.append_file(file.inode, [edit], file.mtime_ns)
             self._restate_nameless()
-            journal.sync()
+            journal.publish()
             with self._store.transaction() as txn:
                 key = self.row.name.encode()
                 stored = txn.get(Table.VIEWS, key)
@@ -236,7 +236,9 @@ class Folder:
         except BaseException:
             state.journal = old_journal
             journal.remove()
+            state.names_unsynced = True  # or it might come back, to a rebuild the latest one
             raise
+        state.names_unsynced = False
         self.row = row
         state.held = {inode for inode, file in state.files.items() if file.orphan}
         self._clean_up(old_journal.remove)

@@ -20,6 +20,7 @@ from dedupfs.format.journal import (
 from dedupfs.store.disk import Disk, File
 
 PREFIX = "journal."
+_UNPUBLISHED_SUFFIX = ".new"
 
 
 def journal_path(directory: Path, generation: int) -> Path:
@@ -44,23 +45,37 @@ class Journal:
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: JournalHeader) -> "Journal":
-        """Make a new journal, durable with its name; one of this generation is replaced.
+        """Begin a new journal; it counts for nothing before it is published.
 
         Raises:
             StoreFullError, StoreError: the disk refused; no journal is left behind.
         """
         path = journal_path(directory, header.generation)
+        path = path.with_name(path.name + _UNPUBLISHED_SUFFIX)
         file = disk.open(path, create=True)
         data = encode_header(header)
         try:
             disk.truncate(file, 0)
             disk.pwrite(file, [data], 0)
-            disk.fdatasync(file)
-            disk.fsync_dir(directory)
         except StoreError:
             disk.unlink(path)
             raise
         return cls(disk, path, file, len(data), header.generation)
+
+    def publish(self) -> None:
+        """Make all records durable, then the name by which it is found without the index.
+
+        In this order: a rebuild takes the latest journal to be whole. Every other name in the
+        directory is durable then, too.
+
+        Raises:
+            StoreFullError, StoreError: the disk refused; it is to be removed.
+        """
+        self.sync()
+        path = journal_path(self.path.parent, self.generation)
+        self._disk.rename(self.path, path)
+        self.path = path
+        self._disk.fsync_dir(path.parent)
 
     @classmethod
     def reopen(cls, disk: Disk, path: Path, size: int, generation: int) -> "Journal":

@@ -186,7 +186,7 @@ def _make(store: Store, name: str, base: str) -> ViewRow:
     root_id = store.put(RecordKind.VIEW_ROOT, encode_view_root(root))
     store.sync()
     header = JournalHeader(MAGIC, VERSION, view_id, name, 1, root_id, root.next_number)
-    Journal.create(store.disk, directory, header)
+    Journal.create(store.disk, directory, header).publish()
     store.disk.fsync_dir(directory.parent)
     row = ViewRow(view_id, name, base, 1, root_id, root.created_ns)
     try:
@@ -278,11 +278,18 @@ def _header(data: bytes, row: ViewRow, directory: Path) -> JournalHeader:
 
 
 def _sweep(store: Store, directory: Path, generation: int) -> int:
-    """Delete journals that a crash left; return the first free staging number."""
+    """Delete journals that a crash left; return the first free staging number.
+
+    Durably: to a rebuild one of a later generation would be the truth.
+    """
     next_staging = 1
+    swept = False
     for name in store.disk.listdir(directory):
         if name.startswith(JOURNAL_PREFIX) and name != journal_path(directory, generation).name:
             store.disk.unlink(directory / name)
+            swept = True
         elif name.startswith(STAGING_PREFIX) and name.removeprefix(STAGING_PREFIX).isdigit():
             next_staging = max(next_staging, int(name.removeprefix(STAGING_PREFIX)) + 1)
+    if swept:
+        store.disk.fsync_dir(directory)
     return next_staging
