@@ -1,15 +1,19 @@
 """Disks that fail: at the n-th call, for good, or as a power cut does.
 
 ``FaultyDisk`` wraps another disk. It counts calls that change something, and can raise at the n-th
-one or stop for good there ("crash"). ``lose_unsynced`` then takes back every byte and every name
-that was not synced, newest first, which is the worst that a power cut is allowed to do.
+one or stop for good there ("crash"). ``lose_unsynced`` then takes back bytes and names that were
+not synced: all of them, newest first, or of each file and directory as many as chance will have it,
+so that one file's newest bytes are there and another's are not.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dedupfs.errors import StoreError, StoreFullError
@@ -20,6 +24,30 @@ class Crashed(BaseException):  # not an Exception: no handler of the code under 
     """The machine stopped here."""
 
 
+def bring_back(path: Path) -> Callable[[], None]:
+    """Return what undoes the removal of a name, with the bytes that the file has by then."""
+    file = File(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+    mode = os.fstat(file.fd).st_mode & 0o7777
+
+    def undo() -> None:
+        if path.exists():
+            return
+        if os.fstat(file.fd).st_nlink:
+            # With a directory to start from, needless though it is, Python follows the link.
+            os.link(f"/proc/self/fd/{file.fd}", path, src_dir_fd=file.fd, follow_symlinks=True)
+            return
+        path.write_bytes(os.pread(file.fd, os.fstat(file.fd).st_size, 0))
+        path.chmod(mode)
+
+    return undo
+
+
+def move_back(source: Path, target: Path) -> None:
+    """Undo a rename, if nothing else has been undone of it."""
+    if target.exists() and not source.exists():
+        target.rename(source)
+
+
 @dataclass
 class _Undo:
     """How to take one change back; ``inode`` or ``directory`` says which sync makes it stay."""
@@ -27,6 +55,10 @@ class _Undo:
     undo: Callable[[], None]
     inode: int | None = None
     directory: Path | None = None
+
+    @property
+    def key(self) -> object:
+        return self.inode if self.directory is None else self.directory
 
 
 @dataclass
@@ -74,9 +106,22 @@ class FaultyDisk:
         for file in self._files:
             file.close()
 
-    def lose_unsynced(self) -> None:
-        """Take back everything that no sync made durable."""
-        for change in reversed(self._undo):
+    def lose_unsynced(self, rng: random.Random | None = None) -> None:
+        """Take back everything that no sync made durable.
+
+        With ``rng``, the first changes of each file and of each directory stay, a random number.
+        """
+        kept: dict[object, int] = {}
+        if rng is not None:
+            keys = [change.key for change in self._undo]
+            kept = {key: rng.randrange(keys.count(key) + 1) for key in dict.fromkeys(keys)}
+        lost = []
+        for change in self._undo:
+            if kept.get(change.key, 0):
+                kept[change.key] -= 1
+            else:
+                lost.append(change)
+        for change in reversed(lost):
             change.undo()
         self._undo.clear()
 
@@ -156,12 +201,16 @@ class FaultyDisk:
     def mkdir(self, path: Path) -> None:
         self._step("mkdir", path, needs_space=True)
         if not path.exists():
-            self._undo.append(_Undo(path.rmdir, directory=path.parent))
+            gone = partial(shutil.rmtree, path, ignore_errors=True)
+            self._undo.append(_Undo(gone, directory=path.parent))
         self.inner.mkdir(path)
 
     def rename(self, source: Path, target: Path) -> None:
         self._step("rename", target)
+        if target.exists():
+            self._undo.append(_Undo(bring_back(target), directory=target.parent))
         self.inner.rename(source, target)
+        self._undo.append(_Undo(partial(move_back, source, target), directory=target.parent))
 
     def link(self, source: Path, target: Path) -> None:
         self._step("link", target, needs_space=True)
@@ -170,6 +219,8 @@ class FaultyDisk:
 
     def unlink(self, path: Path) -> None:
         self._step("unlink", path)
+        if path.exists():
+            self._undo.append(_Undo(bring_back(path), directory=path.parent))
         self.inner.unlink(path)
 
     # --- the rest ----------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Hands:
         self.paths: dict[int, str] = {}
 
     @contextmanager
-    def noted(self, op: str, **arguments: Any) -> Iterator[tuple[int, Results]]:
+    def noted(self, op: str, /, **arguments: Any) -> Iterator[tuple[int, Results]]:
         """Note a call around its being made."""
         number = self._ledger.begin(op, **arguments)
         results = Results()
