@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changed = self._view.setattr(inode, to_change(attr, fields, ctx))
+        changed = self._view.setattr(inode, to_change(attr, fields, fh, ctx))
         return to_entry(changed, self._timeout_s(inode))
 
     @reply
@@ -266,7 +266,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return self._view.listxattr(inode)
+        return self._view.listxattr(inode, privileged=ctx.uid == 0)
 
     @reply
     @repeats.once(repeats.REMOVEXATTR, repeats.nothing_again)

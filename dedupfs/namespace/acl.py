@@ -51,7 +51,8 @@ def validate(acl: bytes) -> None:
 
     Raises:
         InvalidError: wrong version or length, unknown tags, tags out of order, an entry missing or
-            there twice, or named entries without a mask.
+            there twice, or named entries without a mask. As in Linux's posix_acl_valid, one user
+            or group may be named twice: the first entry counts.
     """
     entries = _decode(acl)
     tags = [tag for tag, _permissions, _id in entries]
@@ -65,9 +66,8 @@ def validate(acl: bytes) -> None:
         raise InvalidError("an ACL needs one entry each for owner, group and others")
     if any(tag in _NAMED for tag in tags) and _MASK not in tags:
         raise InvalidError("an ACL with named entries needs a mask")
-    names = [(tag, entry_id) for tag, _permissions, entry_id in entries if tag in _NAMED]
-    if len(set(names)) != len(names) or any(entry_id == _UNDEFINED_ID for _tag, entry_id in names):
-        raise InvalidError("an ACL names a user or group twice, or none")
+    if any(tag in _NAMED and entry_id == _UNDEFINED_ID for tag, _permissions, entry_id in entries):
+        raise InvalidError("an ACL has a named entry without a user or group")
 
 
 def is_minimal(acl: bytes) -> bool:

@@ -31,6 +31,8 @@ XATTR_VALUE_BYTES_MAX = 65_536
 TIME_NS_MAX = (1 << 63) - 1
 OWN_PREFIX = b"user.dedupfs."
 CAPABILITY = b"security.capability"
+NAMESPACES = (b"user.", b"trusted.", b"security.")
+"""Prefixes of the names that may be set, xattr(7); behind each of them any name will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,13 @@ class AttrChange:
     ctime_ns: int | None = None
     privileged: bool = False
     """The caller may change a file and keep its suid and sgid bits (CAP_FSETID)."""
+    through_handle: bool = False
+    """The size comes from ftruncate(2), which marks the times even where it stays as it is."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
-        return self == AttrChange(privileged=self.privileged)
+        return self == AttrChange(privileged=self.privileged, through_handle=self.through_handle)
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -68,6 +72,9 @@ def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) 
         state.append_orphan(inode, entry, now_ns)
         file.entry = entry
         file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+        return
+    if inode in state.nameless:
+        state.nameless[inode] = entry
         return
     holder, old = state.locate(inode)
     settled = file.entry if file is not None else entry
@@ -89,7 +96,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         IsADirectoryNameError, InvalidError: a size for what is no regular file.
     """
     if change.size is not None:
-        _set_size(state, inode, change.size, now_ns)
+        _set_size(state, inode, change.size, now_ns, always_touch=change.through_handle)
         drop_privileges(state, inode, keep_bits=change.privileged, now_ns=now_ns)
     entry = state.entry_of(inode)
     fields: dict[str, object] = {}
@@ -103,9 +110,11 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
     if change.uid is not None or change.gid is not None or change.is_empty:
         fields["uid"] = entry.uid if change.uid is None else change.uid
         fields["gid"] = entry.gid if change.gid is None else change.gid
-        xattrs = with_xattr(xattrs, CAPABILITY, None)
-        if not entry.is_directory and change.mode is None:
-            fields["mode"] = without_privileges(entry.mode)
+        if not entry.is_directory:
+            # After it has taken a capability, the kernel says itself what becomes of suid.
+            kept_bits = change.is_empty and state.uncapped == inode
+            fields.setdefault("mode", entry.mode if kept_bits else without_privileges(entry.mode))
+            xattrs = with_xattr(xattrs, CAPABILITY, None)
     if change.mtime_ns is not None:
         fields["mtime_ns"] = _clamped(change.mtime_ns)
     if change.atime_ns is not None:
@@ -116,6 +125,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         fields["xattrs"] = xattrs
         fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
         put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
+    state.uncapped = None
 
 
 def _clamped(time_ns: int) -> int:
@@ -143,7 +153,7 @@ def drop_privileges(state: ViewState, inode: int, *, keep_bits: bool, now_ns: in
         put_attributes(state, inode, changed, now_ns)
 
 
-def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
+def _set_size(state: ViewState, inode: int, size: int, now_ns: int, *, always_touch: bool) -> None:
     entry = state.entry_of(inode)
     if entry.is_directory:
         raise IsADirectoryNameError("a directory has no size to set")
@@ -151,8 +161,8 @@ def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
         raise InvalidError("only a regular file has a size to set")
     if size != entry.size:
         state.open_file(inode).truncate(size, now_ns)
-        return
-    note_same_size(state, inode, now_ns)
+    elif always_touch:
+        note_same_size(state, inode, now_ns)
 
 
 def note_same_size(state: ViewState, inode: int, now_ns: int) -> None:
@@ -198,6 +208,7 @@ def setxattr(
         raise NotPermittedError("user.dedupfs.* attributes are read-only")
     if len(value) > XATTR_VALUE_BYTES_MAX:
         raise InvalidError(f"an attribute of {len(value)} bytes")
+    _require_namespace(name)
     entry = state.entry_of(inode)
     known = dict(entry.xattrs)
     if flags & XATTR_CREATE and name in known:
@@ -237,22 +248,25 @@ def removexattr(state: ViewState, inode: int, name: bytes, now_ns: int) -> None:
 
     Raises:
         NoAttributeError: it is not set. NotPermittedError: one of dedupfs's own names.
+        NotSupportedError, InvalidError: it never could be.
     """
     if name.startswith(OWN_PREFIX):
         raise NotPermittedError("user.dedupfs.* attributes are read-only")
     entry = state.entry_of(inode)
-    if name not in dict(entry.xattrs):
+    if name not in dict(entry.xattrs) and name not in (acl.ACCESS, acl.DEFAULT):
+        _require_namespace(name)  # while an ACL that is not there says what the mode says
         raise NoAttributeError(f"{name!r} is not set")
     xattrs = with_xattr(entry.xattrs, name, None)
     changed = msgspec.structs.replace(entry, xattrs=xattrs, ctime_ns=now_ns)
     put_attributes(state, inode, changed, now_ns)
+    state.uncapped = inode if name == CAPABILITY else None
 
 
 def getxattr(state: ViewState, inode: int, name: bytes) -> bytes:
     """Return the value of an extended attribute.
 
     Raises:
-        NoAttributeError: it is not set.
+        NoAttributeError: it is not set. NotSupportedError, InvalidError: it never could be.
     """
     entry = state.entry_of(inode)
     for key, value in entry.xattrs:
@@ -262,7 +276,19 @@ def getxattr(state: ViewState, inode: int, name: bytes) -> bytes:
         own = _own_attribute(state, inode, entry, name.removeprefix(OWN_PREFIX))
         if own is not None:
             return own
+    _require_namespace(name)
     raise NoAttributeError(f"{name!r} is not set")
+
+
+def _require_namespace(name: bytes) -> None:
+    """Refuse a name that no file system has.
+
+    What is set already is found under any name: an import keeps what it was given.
+    """
+    if name in NAMESPACES:
+        raise InvalidError(f"{name!r} is a prefix alone")
+    if not name.startswith(NAMESPACES) and name not in (acl.ACCESS, acl.DEFAULT):
+        raise NotSupportedError(f"{name!r} is in no namespace of extended attributes")
 
 
 def _own_attribute(state: ViewState, inode: int, entry: TreeEntry, name: bytes) -> bytes | None:

@@ -271,7 +271,7 @@ class Folder:
         return [
             record_id
             for file in self._state.files.values()
-            if file.open_count
+            if file.open_count or file.orphan
             for record_id in [*entry_references(file.entry), *file.adopted_ids()]
         ]
 

@@ -176,8 +176,9 @@ class HandleTable:
                 self._ledger.note_mtime(handle, mtime_ns)
 
     def release(self, handle: int) -> None:
-        """Close a handle; the last one of a file without changes or without a name drops it.
+        """Close a handle; the last one of a file without changes drops it.
 
+        One without a name stays until the kernel forgets it, since O_PATH may still hold it.
         Closing it again does nothing: a daemon may have died between doing it and saying so.
         """
         mtime_ns = self._ledger.close_handle(handle)
@@ -190,12 +191,30 @@ class HandleTable:
             self._keep_mtime(file)
         if file.open_count:
             return
-        if file.orphan or not file.unsettled:
+        if file.orphan:
+            if file.forgotten:
+                self._drop(file)
+        elif not file.unsettled:
             self._state.discard(file)
-            if file.inode in self._state.held:
-                self.settle_wanted.add(file.inode)  # so that a fold gives its pins up
         elif file.staging is not None:
             self.settle_wanted.add(file.inode)
+
+    def forget(self, inode: int) -> None:
+        """The kernel does not know ``inode`` any more: drop it when it has no name either.
+
+        Its last release may still be on the way.
+        """
+        self._state.nameless.pop(inode, None)
+        file = self._state.files.get(inode)
+        if file is not None and file.orphan:
+            file.forgotten = True
+            if not file.open_count:
+                self._drop(file)
+
+    def _drop(self, file: OpenFile) -> None:
+        self._state.discard(file)
+        if file.inode in self._state.held:
+            self.settle_wanted.add(file.inode)  # so that a fold gives its pins up
 
     def _keep_mtime(self, file: OpenFile) -> None:
         """Journal the time of the last write, which only the ledger has had so far."""

@@ -44,6 +44,14 @@ class Caller:
     umask: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """An inode that is about to lose its last name."""
+
+    inode: int
+    entry: TreeEntry
+
+
 def find(parent: Directory, name: bytes) -> TreeEntry:
     """Return the entry called ``name``.
 
@@ -173,7 +181,7 @@ def unlink(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> Non
 
 def _drop(
     state: ViewState, parent: Directory, entry: TreeEntry, now_ns: int
-) -> tuple[list[Edit], int | None]:
+) -> tuple[list[Edit], _Gone | None]:
     """Return the edits that follow when ``entry`` loses its name, and the inode that is gone."""
     holder, inode_entry = state.resolve(parent, entry)
     inode = state.inode_of(parent, entry)
@@ -189,7 +197,8 @@ def _drop(
     if file is not None and file.open_count:
         nameless = msgspec.structs.replace(file.named_entry(), nlink=0, ctime_ns=now_ns)
         edits.append(Orphan(inode, nameless))
-    return edits, inode
+    left = inode_entry if file is None else file.current_entry()
+    return edits, _Gone(inode, msgspec.structs.replace(left, nlink=0, ctime_ns=now_ns))
 
 
 def _gone(child: Directory, now_ns: int) -> Orphan:
@@ -198,23 +207,17 @@ def _gone(child: Directory, now_ns: int) -> Orphan:
     return Orphan(child.inode, entry)
 
 
-def _forget(state: ViewState, inode: int | None, now_ns: int) -> None:
-    """Drop what memory holds of an inode that lost its last name, unless it is still open."""
-    if inode is None:
+def _forget(state: ViewState, gone: _Gone | None, now_ns: int) -> None:
+    """Take an inode that lost its last name out of the tree; the kernel may still know it."""
+    if gone is None:
         return
+    inode = gone.inode
     directory = state.directories.get(directory_number(inode))
     if directory is not None and directory.inode == inode:
         directory.removed = True  # its number goes when the kernel forgets it
         directory.set_attributes(msgspec.structs.replace(directory.entry, ctime_ns=now_ns))
         return
-    file = state.files.get(inode)
-    if file is not None:
-        if file.open_count:
-            file.entry = msgspec.structs.replace(file.current_entry(), nlink=0, ctime_ns=now_ns)
-            file.ctime_ns = now_ns
-            file.orphan = True
-        else:
-            state.discard(file)
+    state.keep_nameless(inode, gone.entry)
     state.inodes.forget(inode)
 
 
@@ -232,7 +235,7 @@ def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None
         raise NotEmptyError(f"{name!r} is not empty")
     gone = _gone(child, now_ns)
     state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name)), gone])
-    _forget(state, child.inode, now_ns)
+    _forget(state, _Gone(child.inode, child.entry), now_ns)
 
 
 def rename(
@@ -265,7 +268,7 @@ def rename(
     if target is not None and flags == RENAME_NOREPLACE:
         raise ExistsError(f"{new_name!r} exists")
     _require_movable(state, old_parent, entry, new_parent)
-    gone: int | None = None
+    gone: _Gone | None = None
     edits: list[Edit] = [Remove(old_parent.number, old_name, old_parent.sequence_under(old_name))]
     if target is not None:
         if state.inode_of(old_parent, entry) == state.inode_of(new_parent, target):
@@ -279,7 +282,7 @@ def rename(
 
 def _replace(
     state: ViewState, entry: TreeEntry, parent: Directory, target: TreeEntry, now_ns: int
-) -> tuple[list[Edit], int | None]:
+) -> tuple[list[Edit], _Gone | None]:
     """Check that ``entry`` may replace ``target``; return the edits and the inode that is gone."""
     if target.is_directory:
         if not entry.is_directory:
@@ -287,7 +290,7 @@ def _replace(
         child = state.child(parent, target)
         if not child.is_empty():
             raise NotEmptyError(f"{target.name!r} is not empty")
-        return [_gone(child, now_ns)], child.inode
+        return [_gone(child, now_ns)], _Gone(child.inode, child.entry)
     if entry.is_directory:
         raise NotADirectoryNameError(f"{target.name!r} is no directory")
     return _drop(state, parent, target, now_ns)

@@ -104,6 +104,9 @@ class OpenFile:
         self.ctime_ns = entry.ctime_ns
         self.open_count = 0
         self.orphan = False
+        """It has no name any more, and is kept for those who still hold it."""
+        self.forgotten = False
+        """An orphan that the kernel does not know any more: the last handle drops it."""
         self._recipe: Recipe | None = None
         self.buffer: bytearray | None = None
         self.staging: Staging | None = None

@@ -74,6 +74,11 @@ class ViewState:
         self.journal: Journal | None = None
         self.next_staging = 1
         self.files: dict[int, OpenFile] = {}
+        self.nameless: dict[int, TreeEntry] = {}
+        """Special files and symbolic links without a name that the kernel has not forgotten; such
+        regular files are in ``files``, as orphans."""
+        self.uncapped: int | None = None
+        """The inode whose capability was removed by the request before this one."""
         self.leased: set[RecordId] = set()
         places = self.inodes.places_of(ROOT_NUMBER)
         if catalog:
@@ -217,7 +222,8 @@ class ViewState:
             directory = self.directories.get(directory_number(inode))
             if directory is not None and directory.inode == inode:
                 return directory.entry
-        return self.locate(inode)[1]
+        nameless = self.nameless.get(inode)
+        return self.locate(inode)[1] if nameless is None else nameless
 
     def named_entry(self, inode: int) -> TreeEntry:
         """Return the entry of an inode for an edit: its bytes are as settled, the rest as now."""
@@ -383,6 +389,22 @@ class ViewState:
             for child in list(self.directories.values())
             if child.parent is directory and not child.is_links
         )
+
+    def keep_nameless(self, inode: int, entry: TreeEntry) -> None:
+        """Keep an inode whose last name is gone: a descriptor may still lead to it (O_PATH, too).
+
+        Until the kernel forgets it, which it does at once where none does (``HandleTable.forget``).
+        """
+        file = self.files.get(inode)
+        if file is None and not entry.is_file:
+            self.nameless[inode] = entry
+            return
+        if file is None:
+            file = OpenFile(self.store, self, inode, entry)
+            self.files[inode] = file
+        file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+        file.entry = entry
+        file.orphan = True
 
     def discard(self, file: OpenFile) -> None:
         """Drop a changed file that has no name and no handle any more."""

@@ -255,9 +255,10 @@ class View:
         """Return an extended attribute, ``user.dedupfs.*`` included."""
         return attributes.getxattr(self._state, inode, name)
 
-    def listxattr(self, inode: int) -> list[bytes]:
-        """Return the names of the extended attributes that were set."""
-        return [name for name, _ in self._state.entry_of(inode).xattrs]
+    def listxattr(self, inode: int, *, privileged: bool = True) -> list[bytes]:
+        """Return the names of the attributes that were set; trusted.* to the privileged."""
+        names = [name for name, _ in self._state.entry_of(inode).xattrs]
+        return [name for name in names if privileged or not name.startswith(b"trusted.")]
 
     def setxattr(
         self,
@@ -293,8 +294,9 @@ class View:
         return inode == ROOT_INODE and self._state.is_catalog
 
     def forget(self, inodes: Iterable[tuple[int, int]]) -> None:
-        """Drop what is kept of removed directories that the kernel no longer knows."""
+        """Drop what is kept of removed objects that the kernel no longer knows."""
         for inode, _count in inodes:
+            self._handles.forget(inode)
             directory = self._state.directories.get(inode >> 24)
             if directory is not None and directory.removed and directory.inode == inode:
                 del self._state.directories[directory.number]

@@ -312,7 +312,7 @@ class FakeView:
         self._call("setxattr")
         self._node(inode).xattrs[name] = value
 
-    def listxattr(self, inode: int) -> list[bytes]:
+    def listxattr(self, inode: int, *, privileged: bool = True) -> list[bytes]:
         self._call("listxattr")
         return list(self._node(inode).xattrs)
 

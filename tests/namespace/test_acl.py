@@ -97,7 +97,6 @@ def test_a_minimal_default_acl_leaves_no_attribute_on_new_files() -> None:
         build((USER_OBJ, 8), (GROUP_OBJ, 7), (OTHER, 7)),
         build((USER_OBJ, 7), (GROUP_OBJ, 7), (OTHER, 7), (0x40, 7)),
         build((USER_OBJ, 7), (USER, 7, 1), (GROUP_OBJ, 7), (OTHER, 7)),
-        build((USER_OBJ, 7), (USER, 7, 1), (USER, 6, 1), (GROUP_OBJ, 7), (MASK, 7), (OTHER, 7)),
         build((USER_OBJ, 7), (USER, 7), (GROUP_OBJ, 7), (MASK, 7), (OTHER, 7)),
     ],
 )
