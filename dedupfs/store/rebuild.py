@@ -162,6 +162,9 @@ def _add_verbatim_pack(state: _State, txn: Transaction, pack: int) -> None:
         return
     record_id, table = _best_table(state, pack)
     file = inventory.open_pack(state.store, pack, PackKind.VERBATIM)
+    if not state.store.disk.size(file):  # a crash cut its removal off: truncated, not yet unlinked
+        state.found.orphans.append(pack)
+        return
     for chunk in table.chunks:
         location = _location(pack, chunk)
         stop = chunk.file_offset + chunk.length

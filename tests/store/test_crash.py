@@ -1,12 +1,13 @@
 """A machine may stop at any moment: what was committed is whole, and the store opens by itself.
 
 Method: a history of puts, verbatim packs, frees and punches runs on a ``FaultyDisk`` that stops at
-its n-th changing call, for every n; then everything that was not synced is taken back, newest
-first, and the store is opened again and compared with what had been acknowledged.
+its n-th changing call, for every n; then nothing, all or a random part of what was not synced is
+taken back, and the store is opened again and compared with what had been acknowledged.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def calls_of_a_whole_history(tmp_path: Path) -> int:
     return disk.calls
 
 
-def crash_in_history(path: Path, crash_at: int, *, power_cut: bool) -> History:
+def crash_in_history(path: Path, crash_at: int, loss: str) -> History:
     """Run a history until the n-th call, then do to the files what the crash does."""
     from dedupfs.store import db
 
@@ -110,8 +111,10 @@ def crash_in_history(path: Path, crash_at: int, *, power_cut: bool) -> History:
     disk.crash()
     for database in opened:
         database.close()
-    if power_cut:
+    if loss == "all":
         disk.lose_unsynced()
+    elif loss == "some":
+        disk.lose_unsynced(random.Random(crash_at))
     return history
 
 
@@ -145,15 +148,15 @@ def check_what_is_left(path: Path, history: History) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
-def test_committed_data_survives_a_crash_at_every_call(tmp_path: Path, power_cut: bool) -> None:
+@pytest.mark.parametrize("loss", ["nothing", "all", "some"])
+def test_committed_data_survives_a_crash_at_every_call(tmp_path: Path, loss: str) -> None:
     (tmp_path / "whole").mkdir()
     calls = calls_of_a_whole_history(tmp_path)
     assert calls > 60
     for crash_at in range(1, calls + 1):
         directory = tmp_path / f"{crash_at}"
         directory.mkdir()
-        history = crash_in_history(directory / "store", crash_at, power_cut=power_cut)
+        history = crash_in_history(directory / "store", crash_at, loss)
         try:
             check_what_is_left(directory / "store", history)
         except BaseException as exc:
