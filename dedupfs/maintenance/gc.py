@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import CorruptError, StoreError, UsageError
+from dedupfs.errors import CorruptError, DedupfsError, StoreError, UsageError
 from dedupfs.format.keys import (
     META_COUNTER,
     META_MAKING,
@@ -30,6 +30,7 @@ from dedupfs.namespace.views import (
     VIEWS_DIRECTORY,
     delete_view,
     find_view,
+    is_abandoned,
     lock_view,
     remove_dead_ephemeral,
 )
@@ -260,7 +261,10 @@ def _remove_unlocked(store: Store, path: Path) -> bool:
 
 
 def _remove_lost_views(store: Store) -> int:
-    """Remove the files of views that have no row: a removal or a making was cut short."""
+    """Remove the files of views that have no row: a removal or a making was cut short.
+
+    Those of a view whose row a damaged index has lost stay, for reindex.
+    """
     removed = 0
     for name in store.disk.listdir(store.path / VIEWS_DIRECTORY):
         try:
@@ -271,10 +275,26 @@ def _remove_lost_views(store: Store) -> int:
         except (UsageError, StoreError):
             continue  # not a view's directory, or somebody is just making it
         try:
-            if find_view(store, name) is None:
+            if find_view(store, name) is None and _is_abandoned(store, name):
                 delete_view(store, name)
                 log.info("leftover removed view=%s", name)
                 removed += 1
         finally:
             lock.release()
     return removed
+
+
+def _is_abandoned(store: Store, name: str) -> bool:
+    try:
+        if is_abandoned(store, name):
+            return True
+        why = "the index has lost this view"
+    except (DedupfsError, OSError) as exc:
+        why = str(exc)
+    log.warning(
+        "files of a view without a row stay view=%s: %s; 'dedupfs reindex %s' brings it back",
+        name,
+        why,
+        store.path,
+    )
+    return False

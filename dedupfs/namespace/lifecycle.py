@@ -31,6 +31,7 @@ from dedupfs.namespace.staging import PREFIX as STAGING_PREFIX
 from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.views import (
     EPHEMERAL_PREFIX,
+    GONE_NAME,
     ViewLock,
     adopt_lock,
     delete_view,
@@ -285,7 +286,9 @@ def _sweep(store: Store, directory: Path, generation: int) -> int:
     next_staging = 1
     swept = False
     for name in store.disk.listdir(directory):
-        if name.startswith(JOURNAL_PREFIX) and name != journal_path(directory, generation).name:
+        if name == GONE_NAME:  # removing it was begun, and cut short before the row went
+            store.disk.unlink(directory / name)
+        elif name.startswith(JOURNAL_PREFIX) and name != journal_path(directory, generation).name:
             store.disk.unlink(directory / name)
             swept = True
         elif name.startswith(STAGING_PREFIX) and name.removeprefix(STAGING_PREFIX).isdigit():

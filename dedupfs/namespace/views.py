@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from dedupfs.errors import NotFoundError, StoreBusyError, UsageError
+from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
+from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.rows import (
     ViewRow,
     check_name,
@@ -26,6 +28,7 @@ from dedupfs.store.store import Store, Table
 
 VIEWS_DIRECTORY = "views"
 LOCK_NAME = "lock"
+GONE_NAME = "gone"
 PROBE_S_MAX = 0.2
 EPHEMERAL_PREFIX = "ephemeral-"
 
@@ -146,7 +149,9 @@ def remove_view(store: Store, name: str) -> None:
 def delete_view(store: Store, name: str) -> None:
     """Delete the view's row, references and files; the caller owns it or nobody does."""
     row = find_view(store, name)
+    directory = view_directory(store.path, name)
     if row is not None:
+        _mark_gone(store, directory)
         with store.transaction() as txn:
             txn.delete(Table.VIEWS, name.encode())
             txn.drop_reference(row.root_id)
@@ -154,10 +159,36 @@ def delete_view(store: Store, name: str) -> None:
             for table in (Table.PLACES, Table.HOMES):
                 for key in [key for key, _ in txn.scan(table, place_prefix(row.view_id))]:
                     txn.delete(table, key)
-    directory = view_directory(store.path, name)
     if directory.is_symlink():
         raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _mark_gone(store: Store, directory: Path) -> None:
+    """Say durably that the files may go: without, a view whose row is lost can be brought back."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    store.disk.open(directory / GONE_NAME, create=True).close()
+    store.disk.fsync_dir(directory)
+
+
+def is_abandoned(store: Store, name: str) -> bool:
+    """Whether the files of a view without a row are of no use: it was removed, or never made.
+
+    A view whose row a damaged index has lost is brought back by reindex, from these files.
+    """
+    directory = view_directory(store.path, name)
+    names = store.disk.listdir(directory)
+    if GONE_NAME in names or name.startswith(EPHEMERAL_PREFIX):
+        return True
+    published = [n for n in names if n.removeprefix(JOURNAL_PREFIX).isdigit()]
+    if len(published) > 1:
+        return False
+    for left in published:
+        header, _length, records = read_journal((directory / left).read_bytes())
+        if header.generation != 1 or next(records, None) is not None:
+            return False
+    return True
 
 
 def remove_dead_ephemeral(store: Store) -> list[str]:

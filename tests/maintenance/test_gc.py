@@ -16,13 +16,15 @@ import pytest
 from dedupfs.maintenance import gc as gc_module
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
+from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
 from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import RecordKind
+from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.rows import TOMBSTONE_OWNER
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.namespace.view import View
-from dedupfs.namespace.views import list_views
+from dedupfs.namespace.view import Caller, View
+from dedupfs.namespace.views import list_views, remove_view
 from dedupfs.store import Store, Table
 from tests.maintenance.samples import (
     import_directory,
@@ -166,6 +168,42 @@ def test_views_that_are_in_use_or_kept_stay(filled: Store) -> None:
     assert {row.name for row in list_views(filled)} == {"kept", "used"}
     assert (filled.path / "views" / "kept").is_dir()
     used.close()
+    assert check(filled).ok
+
+
+@pytest.mark.allow_log("files of a view without a row stay")
+def test_a_view_whose_row_is_lost_stays_for_reindex(filled: Store) -> None:
+    root = Caller(0, 0)
+    for name in ("folded", "journaled", "empty", "removed"):
+        view = View.bring_back(filled, name)
+        if name != "empty":
+            view.mkdir(ROOT_INODE, b"d", 0o755, root)
+        if name != "journaled":
+            view.fold()
+        view._opened.release()  # as a crash does
+    remove_view(filled, "removed")
+    with filled.transaction() as txn:
+        for name in ("folded", "journaled", "empty"):
+            txn.delete(Table.VIEWS, name.encode())
+    assert collect(filled).leftovers == 1
+    path = filled.path
+    filled.close()
+    reindex(path)
+    with Store.open(path) as store:
+        assert {row.name for row in list_views(store)} == {"folded", "journaled"}
+        for name in ("folded", "journaled"):
+            view = View.bring_back(store, name)
+            assert view.lookup(ROOT_INODE, b"d").nlink == 2
+            view.close()
+        assert check(store).ok
+
+
+def test_a_view_that_is_being_removed_and_used_again_is_kept(filled: Store) -> None:
+    View.bring_back(filled, "kept").close()
+    mark = filled.path / "views" / "kept" / "gone"
+    mark.touch()
+    View.bring_back(filled, "kept").close()
+    assert not mark.exists()
     assert check(filled).ok
 
 
