@@ -143,7 +143,8 @@ class Tree:
         """Yield what the tree may be when ``call`` was in flight: with it or without it.
 
         A write may have come half way, as on any file system: the kernel itself cuts a long one
-        into requests. ``found`` says how far.
+        into requests. So may a truncation to fewer bytes: what only the staging file has goes
+        before what the journal has. ``found`` says how far.
         """
         yield self
         done = self.copy()
@@ -156,6 +157,13 @@ class Tree:
                 part = self.copy()
                 part.nodes[call.path].splice(call.number, call.data[:length])
                 part.nodes[call.path].written(0)
+                yield part
+        if call.name == "truncate" and seen is not None:
+            part = self.copy()
+            node = part.nodes[call.path]
+            if call.number <= len(seen.data) <= len(node.data):
+                node.resize(len(seen.data))
+                node.written(0)
                 yield part
 
     def differences(self, found: Tree) -> list[str]:
