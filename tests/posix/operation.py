@@ -37,6 +37,10 @@ class Failed:
     error: str
 
 
+class OutsideError(Exception):
+    """The operation would leave the root: a fault of the generator, which must do no harm."""
+
+
 class NoDescriptorError(Exception):
     """The operation speaks of a slot in which nothing is open, as happens in a shrunk list."""
 
@@ -116,6 +120,8 @@ def _code(value: object) -> str:
 
 def perform(operation: Operation, place: Place) -> Outcome:
     """Run the operation and return everything about it that two roots must agree on."""
+    if not stays_inside(operation):
+        raise OutsideError(repr(operation))
     os.umask(place.umask)
     before = [_times(place, path) for path in operation.watch]
     if before:
@@ -133,6 +139,31 @@ def perform(operation: Operation, place: Place) -> Outcome:
         return outcome
     after = [_times(place, path) for path in operation.watch]
     return outcome, [_change(old, new) for old, new in zip(before, after, strict=True)]
+
+
+def stays_inside(operation: Operation) -> bool:
+    """Whether the operation can reach nothing outside of its root, whatever was done before.
+
+    Paths are relative, and ".." comes once at most and after a real name: that is the directory in
+    which the name is, since links lead to nothing but names beside or below themselves.
+    """
+    for item in fields(operation):
+        value = getattr(operation, item.name)
+        for path in value if isinstance(value, tuple) else (value,):
+            if (
+                isinstance(path, bytes)
+                and item.name not in ("value", "top")
+                and not _is_inside(path)
+            ):
+                return False
+            if item.name == "goal" and {b"", b".", b".."} & set(path.split(b"/")):
+                return False
+    return True
+
+
+def _is_inside(path: bytes) -> bool:
+    steps = [step for step in path.split(b"/") if step not in (b"", b".")]
+    return not path.startswith(b"/") and steps[:1] != [b".."] and steps.count(b"..") <= 1
 
 
 def _times(place: Place, path: bytes) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ from tests.posix.picture import Picture
 
 ANSWER_TIMEOUT_S = 240
 WORK = b"up/work"
-"""Directories between the compared top and the root of the work, since a path may have a ".."."""
+"""Directories between the compared top and the root of the work."""
 _WHOLE = Picture(b"../..")
 
 

@@ -15,9 +15,9 @@ from tests.posix.contents import Data, Write
 from tests.posix.events import Compare
 from tests.posix.generator import Generator, Setting
 from tests.posix.hunting import plain_steps, report
-from tests.posix.names import Mkdir
-from tests.posix.operation import Failed, Inode
-from tests.posix.pair import Pair, Step
+from tests.posix.names import Mkdir, Symlink
+from tests.posix.operation import Failed, Inode, OutsideError, Place, perform, stays_inside
+from tests.posix.pair import WORK, Pair, Step
 from tests.posix.shrinking import shrink
 from tests.posix.tolerated import TOLERANCES
 
@@ -28,6 +28,17 @@ def test_a_seed_always_means_the_same_operations() -> None:
     assert first == list(Generator(7, setting).operations(500))
     assert first != list(Generator(8, setting).operations(500))
     assert len({type(operation) for operation in first}) > 30
+
+
+def test_no_operation_leaves_its_root() -> None:
+    for path in (b"/etc", b"../d", b"./..", b"a/../..", b"a/../b/../c"):
+        with pytest.raises(OutsideError):
+            perform(Mkdir(path), Place(-1))
+    for goal in (b".", b"..", b"/etc", b"a/.."):
+        assert not stays_inside(Symlink(goal, b"l"))
+    for seed in range(60):
+        for operation in Generator(seed, Setting(processes=4, users=True)).operations(1000):
+            assert stays_inside(operation)
 
 
 def test_an_operation_is_printed_as_code() -> None:
@@ -79,7 +90,7 @@ class Disturb:
     """A file comes into the mount alone."""
 
     def happen(self, pair: Pair) -> str | None:
-        (pair.mounted.path / pair.top.decode() / "only-here").touch()
+        (pair.mounted.path / pair.top.decode() / WORK.decode() / "only-here").touch()
         return None
 
 
@@ -95,7 +106,7 @@ def test_a_planted_difference_is_found_and_made_short(pair: Pair) -> None:
 
 @pytest.mark.fuse
 def test_a_lost_answer_of_an_operation_is_found(pair: Pair) -> None:
-    steps: list[Step] = [Mkdir(b"d"), Stat(b"d"), Disturb(), Stat(b"d/../../../only-here")]
+    steps: list[Step] = [Mkdir(b"d"), Stat(b"d"), Disturb(), Stat(b"only-here")]
     found = pair.run(steps)
     assert found is not None
     assert found.index == 3
