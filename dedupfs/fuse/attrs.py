@@ -54,10 +54,7 @@ def absent_entry(timeout_s: float) -> pyfuse3.EntryAttributes:
 
 
 def to_change(
-    attr: pyfuse3.EntryAttributes,
-    fields: pyfuse3.SetattrFields,
-    fh: int | None,
-    ctx: pyfuse3.RequestContext,
+    attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext
 ) -> AttrChange:
     """Translate what a setattr request asks for; ``now`` has become a number in pyfuse3."""
     return AttrChange(
@@ -69,7 +66,6 @@ def to_change(
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         privileged=ctx.uid == 0,  # CAP_FSETID is not in the request; the superuser has it
-        through_handle=fh is not None,
     )
 
 

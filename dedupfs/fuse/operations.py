@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changed = self._view.setattr(inode, to_change(attr, fields, fh, ctx))
+        changed = self._view.setattr(inode, to_change(attr, fields, ctx))
         return to_entry(changed, self._timeout_s(inode))
 
     @reply

@@ -48,13 +48,11 @@ class AttrChange:
     ctime_ns: int | None = None
     privileged: bool = False
     """The caller may change a file and keep its suid and sgid bits (CAP_FSETID)."""
-    through_handle: bool = False
-    """The size comes from ftruncate(2), which marks the times even where it stays as it is."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
-        return self == AttrChange(privileged=self.privileged, through_handle=self.through_handle)
+        return self == AttrChange(privileged=self.privileged)
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -96,7 +94,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         IsADirectoryNameError, InvalidError: a size for what is no regular file.
     """
     if change.size is not None:
-        _set_size(state, inode, change.size, now_ns, always_touch=change.through_handle)
+        _set_size(state, inode, change.size, now_ns)
         drop_privileges(state, inode, keep_bits=change.privileged, now_ns=now_ns)
     entry = state.entry_of(inode)
     fields: dict[str, object] = {}
@@ -153,7 +151,7 @@ def drop_privileges(state: ViewState, inode: int, *, keep_bits: bool, now_ns: in
         put_attributes(state, inode, changed, now_ns)
 
 
-def _set_size(state: ViewState, inode: int, size: int, now_ns: int, *, always_touch: bool) -> None:
+def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
     entry = state.entry_of(inode)
     if entry.is_directory:
         raise IsADirectoryNameError("a directory has no size to set")
@@ -161,8 +159,8 @@ def _set_size(state: ViewState, inode: int, size: int, now_ns: int, *, always_to
         raise InvalidError("only a regular file has a size to set")
     if size != entry.size:
         state.open_file(inode).truncate(size, now_ns)
-    elif always_touch:
-        note_same_size(state, inode, now_ns)
+        return
+    note_same_size(state, inode, now_ns)
 
 
 def note_same_size(state: ViewState, inode: int, now_ns: int) -> None:

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from tests.posix import syscalls
-from tests.posix.contents import Data
+from tests.posix.contents import Data, has_capability
 from tests.posix.operation import (
     Inode,
     Operation,
@@ -26,14 +26,6 @@ DEFAULT_ACL = "system.posix_acl_default"
 def acl(*entries: tuple[int, int, int]) -> bytes:
     """Return an ACL as the kernel passes it: entries of tag, permissions, id; perhaps invalid."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
-
-
-def has_capability(target: bytes | int, *, follow: bool) -> bool:
-    try:
-        os.getxattr(target, "security.capability", follow_symlinks=follow)
-    except OSError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, repr=False)

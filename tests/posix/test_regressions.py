@@ -83,10 +83,12 @@ EVERYBODY: dict[str, list[Step]] = {
         Close(5),
         Close(4),
     ],
-    "truncating to the same size marks the times only through a descriptor": [
+    "truncating to the same size marks the times": [
         Open(1, b"f", NEW),
-        Truncate(b"f", 0, watch=(b"f",)),
         Truncate(1, 0, watch=(b"f",)),
+        Truncate(1, 100, watch=(b"f",)),
+        Truncate(1, 100, watch=(b"f",)),
+        Truncate(1, 0),
         Open(2, b"f", os.O_WRONLY | os.O_TRUNC, watch=(b"f",)),
     ],
     "an access time at the beginning of 1970 stays": [

@@ -10,7 +10,13 @@ And what no file system under FUSE and libfuse can know:
 - whether a writer is in the group of a file with sgid and no group execution (shown_mode);
 - whether chown(2) to -1, -1 or the kernel asks, where a file has a capability (attributes.Chown);
 - XATTR_CREATE and XATTR_REPLACE together, which pyfuse3 takes for the first (not generated);
-- the times after a write through a mapping: tmpfs does not mark them (contents.MapWrite sets them).
+- whether bytes come through a mapping, which leaves suid, sgid and capabilities: a mount takes them
+  as for a write (contents.MapWrite lets such files alone).
+
+And where tmpfs is not as ext4 and others:
+- it does not mark the times of a mapped write (contents.MapWrite sets them), nor of truncate(2) to
+  the same size unless it has pages (contents.Truncate), nor the ctime where truncate(2) takes sgid
+  (not watched).
 """
 
 from __future__ import annotations
