@@ -74,7 +74,7 @@ def is_clean_by_stat_alone(repository: Path) -> bool:
 def test_histories_clones_and_branches_are_what_they_are_natively(
     place: Place, scale: Scale
 ) -> None:
-    commits, files = scale(3, 12), scale(40, 1500)
+    commits, files = scale(3, 8), scale(40, 400)
     for top in place.both():
         make_history(top / "origin", commits, files)
         git(top, "clone", "--quiet", "--no-local", top / "origin", top / "clone")
