@@ -300,7 +300,8 @@ def test_a_view_survives_a_stop_at_every_call(
                 if loses_index:
                     shutil.rmtree(path / "index")
                     report = reindex(path)
-                    assert report.ok, report
+                    # A root without a journal: the view was just being made.
+                    assert report.ok or not ops, report
                 compare(path, ops)
             except BaseException as exc:
                 exc.add_note(f"crash_at={crash_at} loss={loss} loses_index={loses_index}")
