@@ -27,20 +27,22 @@ def tell_crashes() -> None:
     from the very instruction that fails, so the thread that runs Python here is the one that
     was in the library, and it never goes back there.
     """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # only the main thread may say so
     for number in _SIGNALS:
         _libc.signal(number, _handler)
 
 
 def _say_and_exit(number: int) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_LIMIT_S)  # a crash inside the interpreter itself may leave us waiting for ever
-    name = signal.Signals(number).name
-    os.write(
-        2,
-        f"dedupfs: the index is damaged, and crashed the library that reads it ({name}); "
-        "run 'dedupfs reindex'\n".encode(),
-    )
-    os._exit(StoreError.exit_code)
+    try:
+        signal.alarm(_LIMIT_S)  # a crash in the interpreter itself may leave us waiting for ever
+        name = signal.Signals(number).name
+        os.write(
+            2,
+            f"dedupfs: the index is damaged, and crashed the library that reads it ({name}); "
+            "run 'dedupfs check --repair'\n".encode(),
+        )
+    finally:  # to return would be to fail again, for ever
+        os._exit(StoreError.exit_code)
 
 
 _handler = _Handler(_say_and_exit)

@@ -12,14 +12,20 @@ import pytest
 from tests.cli.conftest import Run
 
 
+@pytest.mark.parametrize("where", ["the main thread", "another thread"])
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGBUS", "SIGABRT"])
-def test_a_crash_is_one_line_and_exit_code_3(name: str) -> None:
+def test_a_crash_is_one_line_and_exit_code_3(name: str, where: str) -> None:
     number = int(signal.Signals[name])
+    crash = "ctypes.string_at(8)" if name == "SIGSEGV" else f"ctypes.CDLL(None)['raise']({number})"
+    if where == "another thread":
+        crash = f"thread = threading.Thread(target=lambda: {crash}); thread.start(); thread.join()"
     program = (
-        "import ctypes; from dedupfs.cli.crashes import tell_crashes; tell_crashes();"
-        + ("ctypes.string_at(8)" if name == "SIGSEGV" else f"ctypes.CDLL(None).raise_({number})")
-    ).replace("CDLL(None).raise_", "CDLL(None)['raise']")
-    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+        "import ctypes, threading; from dedupfs.cli.crashes import tell_crashes; tell_crashes();"
+        + crash
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+    )
     assert result.returncode == 3, result
     (line,) = result.stderr.decode().splitlines()
     assert line.startswith("dedupfs: the index is damaged")
