@@ -11,8 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dedupfs.errors import CorruptError, StoreBusyError, StoreError
-from dedupfs.format.journal import decode_header
+from dedupfs.errors import CorruptError, StoreBusyError, StoreError, UsageError
 from dedupfs.format.keys import (
     META_COUNTER,
     META_PUNCH,
@@ -34,10 +33,16 @@ from dedupfs.maintenance.problems import REINDEX, RESTORE, Problem
 from dedupfs.maintenance.tree_audit import TreeAudit
 from dedupfs.maintenance.uses import UseFinder
 from dedupfs.model import ID_BYTES, RecordId, RecordKind, Tree, TreeEntry
-from dedupfs.namespace.journal import journal_path
-from dedupfs.namespace.rows import ViewRow, decode_snapshot_row, decode_view_row, view_owner_key
+from dedupfs.namespace.journal import journal_path, read_header
+from dedupfs.namespace.rows import (
+    ViewRow,
+    check_name,
+    decode_snapshot_row,
+    decode_view_row,
+    view_owner_key,
+)
 from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
-from dedupfs.namespace.views import view_directory
+from dedupfs.namespace.views import VIEWS_DIRECTORY, find_view, view_directory, why_kept
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.openpack import PACK_COUNTER
 from dedupfs.store.owner import exclusive
@@ -48,7 +53,6 @@ Progress = Callable[[int, int], None]
 """Called with records done and records in all."""
 
 _TRIES = 5
-_JOURNAL_HEAD_BYTES = 1 << 16
 _VIEW_PREFIX = view_owner_key(0)[:1]
 
 
@@ -164,7 +168,21 @@ class _Check:
             self._counter.add(view.root_id, RecordKind.VIEW_ROOT)
             self._check_journal(key, value, view)
             owners.add(view_owner_key(view.view_id))
+        self._check_lost_views()
         self._take_pins(owners)
+
+    def _check_lost_views(self) -> None:
+        """A view with files that are not for gc needs a row."""
+        for name in self._store.disk.listdir(self._store.path / VIEWS_DIRECTORY):
+            try:
+                check_name(name, "view")
+                if find_view(self._store, name) is not None:
+                    continue
+            except (UsageError, CorruptError):
+                continue  # not a view's directory; or its row is bad, which was told
+            why = why_kept(self._store, name)
+            if why and find_view(self._store, name) is None:  # it may just have been made
+                self._problems.add("view", f"view {name}", f"its files have no row: {why}")
 
     def _take_pins(self, view_owners: set[bytes]) -> None:
         for key, value in self._txn.scan(Table.PINS):
@@ -182,8 +200,7 @@ class _Check:
         """A view needs the journal that starts from its root."""
         path = journal_path(view_directory(self._store.path, view.name), view.generation)
         try:
-            with path.open("rb") as journal:
-                header, _ = decode_header(journal.read(_JOURNAL_HEAD_BYTES))
+            header = read_header(path)
             wanted = (view.view_id, view.generation, view.root_id)
             if (header.view_id, header.generation, header.root_id) == wanted:
                 return

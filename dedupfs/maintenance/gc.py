@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import CorruptError, DedupfsError, StoreError, UsageError
+from dedupfs.errors import CorruptError, StoreError, UsageError
 from dedupfs.format.keys import (
     META_COUNTER,
     META_MAKING,
@@ -30,9 +30,9 @@ from dedupfs.namespace.views import (
     VIEWS_DIRECTORY,
     delete_view,
     find_view,
-    is_abandoned,
     lock_view,
     remove_dead_ephemeral,
+    why_kept,
 )
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import pack_files
@@ -275,26 +275,21 @@ def _remove_lost_views(store: Store) -> int:
         except (UsageError, StoreError):
             continue  # not a view's directory, or somebody is just making it
         try:
-            if find_view(store, name) is None and _is_abandoned(store, name):
+            if find_view(store, name) is not None:
+                continue
+            why = why_kept(store, name)
+            if why:
+                log.warning(
+                    "files of a view without a row stay view=%s: %s; 'dedupfs reindex %s' brings "
+                    "it back",
+                    name,
+                    why,
+                    store.path,
+                )
+            else:
                 delete_view(store, name)
                 log.info("leftover removed view=%s", name)
                 removed += 1
         finally:
             lock.release()
     return removed
-
-
-def _is_abandoned(store: Store, name: str) -> bool:
-    try:
-        if is_abandoned(store, name):
-            return True
-        why = "the index has lost this view"
-    except (DedupfsError, OSError) as exc:
-        why = str(exc)
-    log.warning(
-        "files of a view without a row stay view=%s: %s; 'dedupfs reindex %s' brings it back",
-        name,
-        why,
-        store.path,
-    )
-    return False

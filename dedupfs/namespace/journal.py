@@ -21,6 +21,8 @@ from dedupfs.store.disk import Disk, File
 
 PREFIX = "journal."
 _UNPUBLISHED_SUFFIX = ".new"
+_HEAD_BYTES = 1 << 16
+"""No header is longer."""
 
 
 def journal_path(directory: Path, generation: int) -> Path:
@@ -120,6 +122,16 @@ class Journal:
     def remove(self) -> None:
         """Delete the file; its descriptor goes with the last user."""
         self._disk.unlink(self.path)
+
+
+def read_header(path: Path) -> JournalHeader:
+    """Return what the journal at ``path`` says of itself.
+
+    Raises:
+        OSError, StoreError: it cannot be read, or is none.
+    """
+    with path.open("rb") as journal:
+        return decode_header(journal.read(_HEAD_BYTES))[0]
 
 
 def read_journal(data: bytes) -> tuple[JournalHeader, int, Iterator[tuple[Edits, int]]]:

@@ -38,6 +38,7 @@ from dedupfs.namespace.views import (
     find_view,
     lock_view,
     view_directory,
+    why_kept,
 )
 from dedupfs.store.disk import File
 from dedupfs.store.store import Store, Table
@@ -131,7 +132,7 @@ def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -
     Raises:
         UsageError: no possible name, or the view has another base than asked for.
         NotFoundError: no such snapshot. StoreBusyError: another process owns the view.
-        StoreError: its root or its journal cannot be read.
+        StoreError: its root or its journal cannot be read. CorruptError: the index has lost it.
     """
     check_name(name, "view")
     if snapshot is not None and find_view(store, name) is None:
@@ -169,6 +170,12 @@ def _base_root(store: Store, base: str) -> TreeEntry:
 
 def _make(store: Store, name: str, base: str) -> ViewRow:
     """Make a new view; its cost does not depend on what it is made over."""
+    why = why_kept(store, name)
+    if why:
+        raise CorruptError(
+            f"there are files of a view {name!r} in {store.path}: {why}; run 'dedupfs reindex' to "
+            "bring it back"
+        )
     directory = view_directory(store.path, name)
     for left in store.disk.listdir(directory):  # of a view whose making a crash cut short
         if left.startswith((JOURNAL_PREFIX, STAGING_PREFIX)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import NotFoundError, StoreBusyError, UsageError
+from dedupfs.errors import DedupfsError, NotFoundError, StoreBusyError, UsageError
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
 from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.rows import (
@@ -31,6 +31,7 @@ LOCK_NAME = "lock"
 GONE_NAME = "gone"
 PROBE_S_MAX = 0.2
 EPHEMERAL_PREFIX = "ephemeral-"
+_LOST = "the index has lost this view"
 
 
 class ViewOwner(msgspec.Struct, frozen=True):
@@ -161,6 +162,9 @@ def delete_view(store: Store, name: str) -> None:
                     txn.delete(table, key)
     if directory.is_symlink():
         raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
+    for left in store.disk.listdir(directory):
+        if left != GONE_NAME:  # which says why the others go until none is left
+            store.disk.unlink(directory / left)
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -172,14 +176,21 @@ def _mark_gone(store: Store, directory: Path) -> None:
     store.disk.fsync_dir(directory)
 
 
-def is_abandoned(store: Store, name: str) -> bool:
-    """Whether the files of a view without a row are of no use: it was removed, or never made.
+def why_kept(store: Store, name: str) -> str:
+    """Return why the files of a view without a row must stay; "" when they are of no use.
 
-    A view whose row a damaged index has lost is brought back by reindex, from these files.
+    They are of none when the view was removed, or never made. One whose row a damaged index has
+    lost is brought back by reindex, from these files.
     """
-    directory = view_directory(store.path, name)
+    try:
+        return "" if _is_abandoned(store, view_directory(store.path, name)) else _LOST
+    except (DedupfsError, OSError) as exc:
+        return str(exc)
+
+
+def _is_abandoned(store: Store, directory: Path) -> bool:
     names = store.disk.listdir(directory)
-    if GONE_NAME in names or name.startswith(EPHEMERAL_PREFIX):
+    if GONE_NAME in names or directory.name.startswith(EPHEMERAL_PREFIX):
         return True
     published = [n for n in names if n.removeprefix(JOURNAL_PREFIX).isdigit()]
     if len(published) > 1:
