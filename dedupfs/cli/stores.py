@@ -307,17 +307,17 @@ def _repair(store: Path, *, dry_run: bool, as_json: bool) -> None:
         )
     else:
         for problem in report.found if dry_run else []:
-            click.echo(str(problem))
+            output.print_line(str(problem))
         for line in report.done:
-            click.echo(("would do: " if dry_run else "repaired: ") + line)
+            output.print_line(("would do: " if dry_run else "repaired: ") + line)
         for line in left:
-            click.echo(line)
+            output.print_line(line)
     if not report.ok:
         raise CorruptError(f"{store}: {output.count_text(len(left), 'problem')} left")
     if dry_run and report.found:
         raise CorruptError(f"{store}: {output.count_text(len(report.found), 'problem')}")
     if not as_json and not report.found and not report.done:
-        click.echo("no problems")
+        output.print_line("no problems")
 
 
 @click.command()

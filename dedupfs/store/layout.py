@@ -206,7 +206,9 @@ def read_config(layout: Layout, disk: Disk) -> StoreConfig:
     path = layout.config
     mode = require_own(layout.root)
     if stat.S_ISDIR(mode) and mode & 0o022:
-        log.warning("others can write to %s, and so to your files through it: chmod 0700", path)
+        log.warning(
+            "others can write to the store, and so to your files: chmod 0700 %s", layout.root
+        )
     try:
         file = disk.open(path)
     except FileNotFoundError:

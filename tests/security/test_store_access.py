@@ -109,7 +109,8 @@ def test_a_store_of_another_user_is_refused(tmp_path: Path, run: Run) -> None:
     run("init", store)
     before = sorted(store.rglob("*"))
     os.chown(store, OTHER, OTHER)
-    for arguments in (["ls", store], ["gc", store], ["reindex", store]):
+    repair = ["check", "--repair", store]
+    for arguments in (["ls", store], ["gc", store], ["reindex", store], repair):
         ran = run(*arguments, code=2)
         assert f"belongs to user {OTHER}" in ran.err
         assert "chown" in ran.err
