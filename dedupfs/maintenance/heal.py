@@ -1,5 +1,7 @@
 """Damaged records are looked for elsewhere in the store: in rows, and under other salts.
 
+- A record whose header alone is damaged has its own bytes. Readers find them by the index, but a
+  rebuild would not find the record.
 - The row of a snapshot holds the payload of its SNAPSHOT record.
 - Bytes that are put again while their record is damaged are stored under another salt, because a
   damaged record compares unequal: import the files again, and their old record can be mended.
@@ -7,8 +9,9 @@
 Reads nothing but such candidates and what they could mend. Source: docs/format.md, "Ids".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from dedupfs.errors import StoreError
 from dedupfs.format.keys import decode_location
@@ -16,6 +19,9 @@ from dedupfs.model import HOLE, ID_BYTES, Location, RecordId, RecordKind
 from dedupfs.store import Store, Table
 from dedupfs.store.inventory import payload_of
 from dedupfs.store.mend import mend
+
+_UNSALTED = (b"", b"\0")
+"""The salt's byte of a row (``format.keys``) that names the record of its bytes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,31 @@ class Healed:
         )
 
 
-def heal(store: Store, *, dry_run: bool = False) -> list[Healed]:
-    """Write damaged records again of which the store has the bytes elsewhere; return them."""
+def heal(store: Store, suspects: Iterable[RecordId] = (), *, dry_run: bool = False) -> list[Healed]:
+    """Write damaged records again of which the store has the bytes; return them.
+
+    ``suspects``: records of which check found the header or the payload to be damaged.
+    """
     healed = []
-    for record_id, payload, source in list(_candidates(store)):
-        location = _damaged(store, record_id)
-        if location is None or store.digest(location.kind, payload, location.salt) != record_id:
-            continue
+    for record_id, payload, source in chain(_readable(store, suspects), _candidates(store)):
+        location = store.locate(record_id)
         if not dry_run:
             mend(store, record_id, payload)
         healed.append(Healed(record_id, location.kind, source))
     return healed
+
+
+def _readable(store: Store, suspects: Iterable[RecordId]) -> Iterator[tuple[RecordId, bytes, str]]:
+    """Yield the suspects whose payload is sound: so their header is not."""
+    for record_id in suspects:
+        row = store.db.record_row(record_id)
+        if row is None:
+            continue
+        try:
+            payload = bytes(payload_of(store, record_id, decode_location(row)[0]))
+        except StoreError:
+            continue
+        yield record_id, payload, "its own bytes, whose header is damaged"
 
 
 def _damaged(store: Store, record_id: RecordId) -> Location | None:
@@ -63,14 +83,28 @@ def _damaged(store: Store, record_id: RecordId) -> Location | None:
 
 
 def _candidates(store: Store) -> Iterator[tuple[RecordId, bytes, str]]:
+    """Yield damaged records with a payload that was found elsewhere; one at a time in memory.
+
+    The rows are those of the beginning: what is mended meanwhile changes them.
+    """
+    for record_id, payload, source in _payloads(store):
+        location = _damaged(store, record_id)
+        if location is not None and record_id == store.digest(
+            location.kind, payload, location.salt
+        ):
+            yield record_id, payload, source
+
+
+def _payloads(store: Store) -> Iterator[tuple[RecordId, bytes, str]]:
     """Yield what may be the payload of a record, and where it was found."""
     with store.reading() as txn:
-        for key, row in txn.scan(Table.SNAPSHOTS):
-            name = key.decode(errors="replace")
-            yield RecordId(row[:ID_BYTES]), row[ID_BYTES:], f"the row of snapshot {name}"
-        for key, row in txn.scan(Table.RECORDS):
-            if row[2:3] not in (b"", b"\0"):
-                yield from _under_lower_salts(store, RecordId(key), row)
+        snapshots = list(txn.scan(Table.SNAPSHOTS))
+        salted = [(key, row) for key, row in txn.scan(Table.RECORDS) if row[2:3] not in _UNSALTED]
+    for key, row in snapshots:
+        name = key.decode(errors="replace")
+        yield RecordId(row[:ID_BYTES]), row[ID_BYTES:], f"the row of snapshot {name}"
+    for key, row in salted:
+        yield from _under_lower_salts(store, RecordId(key), row)
 
 
 def _under_lower_salts(

@@ -1,10 +1,11 @@
 """``dedupfs check --repair``: make whole what can be made whole, while nobody uses the store.
 
 In this order, each step only where something is wrong: dedupfs.json from its copy in the index;
-damaged records from their bytes elsewhere (heal.py); the index, reference counts and free ranges
-among it, from packs and journals (reindex.py), beside the old one, which stays until the new one
-takes its place; what dead processes left. Then the store is checked again, and what that finds
-is what could not be repaired. No file is ever replaced or dropped: that is ``dedupfs rm``'s.
+damaged records from their bytes, where the store has them (heal.py); the index, reference counts
+and free ranges among it, from packs and journals (reindex.py), beside the old one, which stays
+until the new one takes its place; what dead processes left. Then the store is checked again, and
+what that finds is what could not be repaired. No file is ever replaced or dropped: that is
+``dedupfs rm``'s.
 """
 
 import logging
@@ -29,10 +30,10 @@ from dedupfs.maintenance.reindex import (
     rebuild_index,
     remove_tree,
 )
-from dedupfs.model import StoreConfig
+from dedupfs.model import RecordId, StoreConfig
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
-from dedupfs.store.layout import Layout, read_config, write_config
+from dedupfs.store.layout import Layout, read_config, require_own, write_config
 from dedupfs.store.space import release_dead_owners
 from dedupfs.store.store import save_config, saved_config
 
@@ -58,6 +59,7 @@ _REBUILT = frozenset(
         "references",
         "row",
         "snapshot",
+        "view",
     }
 )
 """Codes of problems that a new index may be without."""
@@ -113,6 +115,7 @@ class _Repair:
         self._report = RepairReport()
 
     def run(self) -> RepairReport:
+        require_own(self._layout.root)
         if not self._layout.config.exists() and not self._layout.packs.is_dir():
             read_config(self._layout, self._disk)  # says that this is no store
         self._disk.mkdir(self._layout.run)
@@ -174,12 +177,19 @@ class _Repair:
                 found = check(store, progress=self._tell("check")).problems
             except StoreError as exc:
                 found = [Problem("index", str(self._layout.index), str(exc), REINDEX)]
-            healed = heal(store, dry_run=self._dry_run)
-            for record in healed:
-                self._did(str(record))
-            if healed and not self._dry_run:
-                self._report.left = check(store, progress=self._tell("check")).problems
-        return found
+            problems, seen = found, set[RecordId]()
+            while True:  # check names 10,000 problems at a time
+                bad = [problem.record_id for problem in problems if problem.code == "record"]
+                healed = heal(store, map(_record_id, bad), dry_run=self._dry_run)
+                if {record.record_id for record in healed} <= seen:
+                    return found
+                for record in healed:
+                    self._did(str(record))
+                if self._dry_run:
+                    return found
+                seen |= {record.record_id for record in healed}
+                problems = check(store, progress=self._tell("check")).problems
+                self._report.left = problems
 
     def _rebuild(self, config: StoreConfig) -> None:
         if not self._dry_run:
@@ -207,6 +217,10 @@ class _Repair:
 
     def _open(self, config: StoreConfig) -> Store:
         return Store(self._layout.root, config, Database(self._layout.index), self._disk)
+
+
+def _record_id(text: str) -> RecordId:
+    return RecordId(bytes.fromhex(text))
 
 
 def _is_walkable(index: Path) -> bool:

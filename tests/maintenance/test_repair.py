@@ -7,6 +7,7 @@ must find nothing to do.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -15,20 +16,27 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import CorruptError, StoreBusyError, UsageError
-from dedupfs.format.keys import with_references
+from dedupfs.format.keys import encode_location, with_references
+from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.maintenance.check import check
+from dedupfs.maintenance.gc import collect
+from dedupfs.maintenance.heal import heal
 from dedupfs.maintenance.repair import RepairReport, repair
 from dedupfs.maintenance.scrub import scrub
-from dedupfs.model import RecordKind
+from dedupfs.model import PackKind, RecordKind
 from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.view import Caller, View
+from dedupfs.namespace.views import list_views
 from dedupfs.store import Store, Table
 from tests.maintenance.samples import (
+    Row,
     any_row,
     contents,
     damage,
     import_directory,
     lose_index,
     overwrite,
+    pack_path,
     read_back,
     rows,
     sound,
@@ -173,6 +181,109 @@ def test_a_damaged_snapshot_record_is_written_again_from_its_row(history: Path) 
     lose_index(history)
     in_order(history)
     assert contents(history) == before
+
+
+def shift(store: Store, row: Row, to: Row) -> None:
+    """Let a record's row lie: it lies where another one does."""
+    lie = dataclasses.replace(
+        row.location, pack=to.location.pack, pack_offset=to.location.pack_offset
+    )
+    change(store, Table.RECORDS, row.record_id, encode_location(lie, row.references))
+
+
+def covered(store: Store) -> list[str]:
+    return [found.where for found in check(store).problems if "free range" in found.what]
+
+
+def test_what_a_lying_row_points_at_is_not_given_away(history: Path) -> None:
+    before = contents(history)
+    with Store.open(history) as store:
+        snapshot = next(row for row in rows(store, RecordKind.SNAPSHOT) if row.references)
+        shift(store, snapshot, any_row(store, RecordKind.CHUNK))
+        assert len(heal(store)) == 1
+        assert not covered(store)
+    in_order(history)
+    assert contents(history) == before
+
+
+def test_what_a_lying_row_points_at_in_a_verbatim_pack_is_not_given_away(
+    filled: Store, source: Path
+) -> None:
+    path = filled.path
+    first = any_row(filled, RecordKind.CHUNK, PackKind.VERBATIM)
+    for row in rows(filled, RecordKind.CHUNK):
+        if row.location.pack == first.location.pack and row != first:
+            other = row
+    damage(filled, first)
+    filled.close()
+    with Store.open(path) as store:
+        import_directory(store, source, "again")
+        shift(store, first, other)
+        assert len(heal(store)) == 1
+        assert not covered(store)
+    in_order(path)
+
+
+def lose_header(store: Store, row: Row) -> None:
+    place = row.location.pack_offset - HEADER_BYTES
+    overwrite(pack_path(store, row.location.pack), place, bytes(HEADER_BYTES))
+
+
+METADATA = [RecordKind.CHUNK, RecordKind.TREE, RecordKind.RECIPE, RecordKind.SNAPSHOT]
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_record_whose_header_is_damaged_is_written_again(history: Path, kind: RecordKind) -> None:
+    before = contents(history)
+    with Store.open(history) as store:
+        lose_header(store, any_row(store, kind))
+    report = in_order(history)
+    assert len(report.done) == 1
+    assert report.reindex is None
+    lose_index(history)
+    repair(history)
+    assert contents(history) == before
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_new_index_is_not_without_what_the_old_one_could_find(
+    history: Path, kind: RecordKind
+) -> None:
+    before = contents(history)
+    with Store.open(history) as store:
+        lose_header(store, any_row(store, kind))
+        BREAKS["counters"](store)
+    assert "the index is made anew" in repair(history).done[-1]
+    assert repair(history).ok
+    assert contents(history) == before
+    sound(history)
+
+
+@pytest.mark.parametrize("also", ["nothing else", "an unreadable tree"])
+def test_a_view_that_the_index_lost_is_not_taken_for_a_leftover(filled: Store, also: str) -> None:
+    path = filled.path
+    view = View.bring_back(filled, "work", snapshot="first")
+    handle, _attr = view.create(1, b"new", 0o644, Caller(0, 0))
+    view.write(handle, 0, b"only here")
+    view.release(handle)
+    view.close()
+    change(filled, Table.VIEWS, b"work", None)
+    if also != "nothing else":
+        damage(filled, any_row(filled, RecordKind.TREE))
+    assert "view work" in [problem.where for problem in check(filled).problems]
+    with pytest.raises(CorruptError, match="--repair"):
+        collect(filled)
+    with pytest.raises(CorruptError, match="--repair"):
+        View.bring_back(filled, "work")
+    filled.close()
+    report = repair(path)
+    assert report.ok == (also == "nothing else")
+    with Store.open(path) as store:
+        assert [row.name for row in list_views(store)] == ["work"]
+        again = View.bring_back(store, "work")
+        assert again.lookup(1, b"new").size == len(b"only here")
+        again.close()
+        assert check(store).ok == report.ok
 
 
 @pytest.mark.parametrize("kind", [RecordKind.CHUNK, RecordKind.RECIPE_PAGE, RecordKind.TREE])
