@@ -7,12 +7,19 @@ that is), ``journal.GENERATION`` and ``staging.NUMBER``. Source: docs/format.md,
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import DedupfsError, NotFoundError, StoreBusyError, UsageError
+from dedupfs.errors import (
+    DedupfsError,
+    NotFoundError,
+    StoreBusyError,
+    StoreError,
+    UsageError,
+)
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
 from dedupfs.namespace.journal import read_journal
 from dedupfs.namespace.rows import (
@@ -163,8 +170,9 @@ def delete_view(store: Store, name: str) -> None:
     if directory.is_symlink():
         raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
     for left in store.disk.listdir(directory):
-        if left != GONE_NAME:  # which says why the others go until none is left
-            store.disk.unlink(directory / left)
+        if left != GONE_NAME:  # which says why the others go, until none is left
+            with suppress(StoreError):
+                store.disk.unlink(directory / left)
     shutil.rmtree(directory, ignore_errors=True)
 
 
