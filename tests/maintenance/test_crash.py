@@ -1,6 +1,6 @@
-"""gc and reindex may be stopped at any moment, by SIGKILL or by a power cut.
+"""gc, reindex and repair may be stopped at any moment, by SIGKILL or by a power cut.
 
-Method: both run on a ``FaultyDisk`` that stops at its n-th changing call, for every n; then what
+Method: they run on a ``FaultyDisk`` that stops at its n-th changing call, for every n; then what
 was not synced is taken back. Whatever is left, the store must be sound (for reindex: after another
 one), the snapshot that stays must read as before, and the removed one must never come back.
 """
@@ -18,13 +18,18 @@ from dedupfs.errors import StoreError
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
+from dedupfs.maintenance.repair import repair
 from dedupfs.maintenance.scrub import scrub
+from dedupfs.model import ID_BYTES, RecordKind
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.store import RealDisk, Store, db
+from dedupfs.store import RealDisk, Store, Table, db
+from tests.conftest import Scale
 from tests.fakes import Crashed, FaultyDisk
 from tests.maintenance.samples import (
     SMALL,
     Content,
+    Row,
+    any_row,
     import_directory,
     lose_index,
     make_directory,
@@ -32,6 +37,7 @@ from tests.maintenance.samples import (
     rows,
     sound,
 )
+from tests.maintenance.test_repair import lose_header, recount_wrongly, shift
 
 
 @pytest.fixture
@@ -190,3 +196,46 @@ def test_what_a_crash_kept_out_of_the_catalogue_does_not_displace_what_came_late
         shutil.rmtree(path)
         crash_at += 1
     assert crash_at > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
+def test_repair_survives_a_crash_at_every_call(
+    halved: tuple[Path, Content], tmp_path: Path, scale: Scale, power_cut: bool
+) -> None:
+    """Of a store in which everything is wrong that a repair can mend."""
+    path, expected = halved
+    with Store.open(path) as store:
+        snapshot = next(
+            row
+            for row in rows(store, RecordKind.SNAPSHOT)
+            if row.references and is_named(store, row)
+        )
+        lose_header(store, any_row(store, RecordKind.CHUNK))
+        lose_header(store, any_row(store, RecordKind.RECIPE))
+        shift(store, snapshot, rows(store, RecordKind.TREE)[0])
+        recount_wrongly(store)
+    (path / "dedupfs.json").unlink()
+    template = path.rename(tmp_path / "template")
+    step = scale(5, 1)
+    crash_at = 1
+    while True:
+        shutil.copytree(template, path)
+        crashed = crash(lambda disk: repair(path, disk=disk), crash_at, power_cut=power_cut)
+        repair(path)
+        again = repair(path)
+        assert (again.found, again.done, again.left) == ([], [], []), crash_at
+        sound(path)
+        with Store.open(path) as store:
+            assert read_back(store, "stays") == expected, crash_at
+            assert [info.name for info in SnapshotCatalog(store).list()] == ["stays"]
+        shutil.rmtree(path)
+        if not crashed:
+            break
+        crash_at += step
+    assert crash_at > 10
+
+
+def is_named(store: Store, row: Row) -> bool:
+    with store.reading() as txn:
+        return any(value[:ID_BYTES] == row.record_id for _, value in txn.scan(Table.SNAPSHOTS))
