@@ -186,10 +186,7 @@ class OpenPacks:
         Raises:
             CorruptError: it says so of a place inside a record.
         """
-        scanned = PackScanner(self._disk, file, pack, self._hash_seed).scan()
-        stops = (found.stop for found in scanned if not isinstance(found, Damage))
-        is_end = row.committed_bytes <= PACK_HEADER_BYTES and not row.live_bytes
-        if not is_end and row.committed_bytes not in stops:
+        if not self._is_end(file, pack, row):
             raise CorruptError(
                 f"the index says that {file.path} ends at {row.committed_bytes}, which is inside a "
                 "record; run dedupfs reindex"
@@ -198,6 +195,21 @@ class OpenPacks:
             "pack tail dropped pack=%d bytes=%d", pack, self._disk.size(file) - row.committed_bytes
         )
         self._disk.truncate(file, row.committed_bytes)
+
+    def _is_end(self, file: File, pack: int, row: PackRow) -> bool:
+        """Whether a record may end where the row says that what is committed does.
+
+        Mostly the header of what comes next tells; only one that a power cut tore has the whole
+        pack walked over, which may take seconds.
+        """
+        if row.committed_bytes <= PACK_HEADER_BYTES and not row.live_bytes:
+            return True
+        scanner = PackScanner(self._disk, file, pack, self._hash_seed)
+        return scanner.is_header(row.committed_bytes) or any(
+            found.stop == row.committed_bytes
+            for found in scanner.scan()
+            if not isinstance(found, Damage)
+        )
 
     def _lock_file(self, pack: int) -> File | None:
         path = self._layout.pack(pack, PackKind.RECORDS)

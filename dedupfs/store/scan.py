@@ -179,19 +179,19 @@ class PackScanner:
         """Return the next place at or behind ``offset`` where a sound header starts."""
         table = self._table()
         for index in range(bisect_right(table, offset - 1), len(table)):
-            if self._is_header(table[index]):
+            if self.is_header(table[index]):
                 return table[index]
         while offset + HEADER_BYTES <= self.stop:
             block = self._disk.pread(self._file, _BLOCK_BYTES + HEADER_BYTES, offset)
             at = block.find(RECORD_MAGIC)
             while at >= 0:
-                if self._is_header(offset + at):
+                if self.is_header(offset + at):
                     return offset + at
                 at = block.find(RECORD_MAGIC, at + 1)
             offset += _BLOCK_BYTES
         return self.stop
 
-    def _is_header(self, offset: int) -> bool:
+    def is_header(self, offset: int) -> bool:
         """Whether a sound header starts here; its checksum is bound to this very place."""
         if offset + HEADER_BYTES > self.stop:
             return False

@@ -10,7 +10,8 @@ import pytest
 from dedupfs.errors import CorruptError
 from dedupfs.format.pack import HEADER_BYTES, PACK_HEADER_BYTES
 from dedupfs.model import PackKind, RecordId
-from dedupfs.store import Store, inventory
+from dedupfs.store import RealDisk, Store, inventory
+from dedupfs.store.disk import File
 from dedupfs.store.scan import Damage, PackScanner, ScannedRecord
 from tests.store.conftest import MakeStore
 from tests.store.payloads import CHUNK, noise, piece, put_pinned
@@ -102,6 +103,35 @@ def test_a_torn_tail_is_cut_off_by_the_next_writer(path: Path, tail: bytes) -> N
         assert pack.read_bytes()[: len(whole)] == whole
         assert pack.stat().st_size == len(whole) + HEADER_BYTES + 1000
         assert store.get(second, CHUNK) == noise(2)
+        recount(store)
+
+
+class WatchedDisk(RealDisk):
+    """Notes how many bytes are read."""
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+
+    def pread(self, file: File, length: int, offset: int) -> bytes:
+        data = super().pread(file, length, offset)
+        self.read_bytes += len(data)
+        return data
+
+
+def test_a_tail_of_whole_records_is_cut_off_without_reading_what_is_in_front(path: Path) -> None:
+    """A daemon that takes over from a dead one does this while callers wait."""
+    with Store.create(path) as store:
+        put_pinned(store, [noise(number, 1 << 16) for number in range(100)])
+        committed_bytes = pack_path(store, 1).stat().st_size
+        store.put(CHUNK, noise("tail"))
+        store.sync()
+        whole = pack_path(store, 1).read_bytes()
+    pack_path(store, 1).write_bytes(whole)
+    disk = WatchedDisk()
+    with Store.open(path, disk=disk) as store:
+        store.drop_tails()
+        assert pack_path(store, 1).stat().st_size == committed_bytes
+        assert disk.read_bytes < committed_bytes // 4
         recount(store)
 
 
