@@ -75,8 +75,12 @@ def can_resend(request: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """A request that a daemon had taken when it died. ``body``: what follows the header."""
+    """A request that a daemon had taken when it died.
 
+    ``unique``: its number, which no other request ever has; ``body``: what follows the header.
+    """
+
+    unique: int
     opcode: int
     inode: int
     pid: int
@@ -96,7 +100,8 @@ def unanswered(device: int) -> list[Unanswered]:
             request = os.read(device, _REQUEST_BYTES_MAX)
             _length, opcode, unique, inode, _uid, _gid, pid = _IN_HEADER.unpack_from(request)
             if unique & _UNIQUE_RESEND:
-                found.append(Unanswered(opcode, inode, pid, request[_IN_HEADER.size + 4 :]))
+                body = request[_IN_HEADER.size + 4 :]
+                found.append(Unanswered(unique & ~_UNIQUE_RESEND, opcode, inode, pid, body))
     except BlockingIOError:
         return found
     except OSError as exc:  # the mount was taken away meanwhile: nobody waits for anything

@@ -104,11 +104,11 @@ class Operations(pyfuse3.Operations):
         view: View,
         on_init: Callable[[], None] = lambda: None,
         *,
-        done: Unanswered | None = None,
+        done: Sequence[Unanswered] = (),
     ) -> None:
-        """``done``: the request that the daemon before this one had done and not answered."""
+        """``done``: requests that daemons before this one had done and not answered."""
         super().__init__()
-        self._done = done
+        self._done = {repeats.looks(request) for request in done}
         self._view = view
         self._on_init = on_init
         self._in_threads = 0
@@ -133,11 +133,10 @@ class Operations(pyfuse3.Operations):
         self._view.begin_request(opcode, inode, pid)
 
     def take_done(self, opcode: int, inode: int, pid: int) -> bool:
-        """Whether this request was done by the daemon before this one; said repeats."""
-        done = self._done
-        if done is None or (done.opcode, done.inode, done.pid) != (opcode, inode, pid):
+        """Whether this request was done by a daemon before this one; said once."""
+        if not self._done or (opcode, inode, pid) not in self._done:
             return False
-        self._done = None
+        self._done.remove((opcode, inode, pid))
         return True
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
@@ -287,6 +286,10 @@ class Operations(pyfuse3.Operations):
     @reply
     @repeats.once(repeats.OPEN)
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return self.opened(inode, flags, ctx)
+
+    def opened(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file, as a part of the request that was noted."""
         handle = self._view.open(inode, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 

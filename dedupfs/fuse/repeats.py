@@ -1,9 +1,10 @@
 """Requests that must not be done twice, though the kernel may send them again.
 
 A daemon that took over is sent what the dead one had taken and not answered. Handlers that change
-names do so without an await, so at most one request can be done and not answered: it is noted
-before it begins, and answered here without being done when it comes again. Knows which requests
-these are, not what they do. Source: linux/include/uapi/linux/fuse.h (opcodes, fuse_setxattr_in).
+names do so without an await, so each daemon leaves at most one request that is done and not
+answered: it is noted before it begins, and answered here without being done when it comes again.
+Knows which requests these are, not what they do. Source: linux/include/uapi/linux/fuse.h (opcodes,
+fuse_setxattr_in).
 """
 
 import functools
@@ -32,15 +33,15 @@ class Repeating(Protocol):
         ...
 
     def take_done(self, opcode: int, inode: int, pid: int) -> bool:
-        """Whether this request was done by the daemon before this one; said once."""
+        """Whether this request was done by a daemon before this one; said once."""
         ...
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what a name stands for."""
         ...
 
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open a file."""
+    def opened(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file, as a part of the request that was noted."""
         ...
 
 
@@ -62,9 +63,10 @@ def once(
         @functools.wraps(handler)
         async def noted(operations: Repeating, *args: Any) -> Any:
             inode, pid = args[inode_at], args[-1].pid
-            if again is not None and operations.take_done(opcode, inode, pid):
-                return await again(operations, *args)
+            done = again is not None and operations.take_done(opcode, inode, pid)
             operations.begin(opcode, inode, pid)
+            if again is not None and done:
+                return await again(operations, *args)
             return await handler(operations, *args)
 
         return cast(Handler, noted)
@@ -96,7 +98,7 @@ async def create_again(
 ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
     """Answer what made a file and opened it: the handle died with its daemon."""
     entry = operations.entry(parent_inode, name)
-    return await operations.open(entry.st_ino, flags & ~os.O_TRUNC, ctx), entry
+    return operations.opened(entry.st_ino, flags & ~os.O_TRUNC, ctx), entry
 
 
 async def nothing_again(*_args: object) -> None:
@@ -111,11 +113,18 @@ def find(request: RequestInHand | None, unanswered: list[Unanswered]) -> Unanswe
     """
     if request is None:
         return None
-    for found in unanswered:
-        opcode = RENAME if found.opcode == _RENAME2 else found.opcode
-        if (opcode, found.inode, found.pid) == (request.opcode, request.inode, request.pid):
-            return Unanswered(opcode, found.inode, found.pid, found.body)
-    return None
+    wanted = (request.opcode, request.inode, request.pid)
+    return next((found for found in unanswered if looks(found) == wanted), None)
+
+
+def looks(request: Unanswered) -> tuple[int, int, int]:
+    """Return by what a request is known when a handler has it: opcode, inode, thread.
+
+    Two that have the first two in common are never under way at once: the kernel holds a lock of
+    the directory, or of the inode whose attribute it is.
+    """
+    opcode = RENAME if request.opcode == _RENAME2 else request.opcode
+    return opcode, request.inode, request.pid
 
 
 def is_harmful(request: Unanswered) -> bool:

@@ -96,23 +96,30 @@ def resume(
     with Store.open(store_path) as store:
         store.adopt_owner(handover.owner, handover.fds[OWNER])
         drop_half_made(store)
-        done = _request_done(baton.device, handover.ledger)
+        waiting = unanswered(baton.device)
+        in_hand = _request_in_hand(waiting, handover.ledger)
         with closing(View.take_over(store, handover, os.fspath(mountpoint))) as view:
-            if done is not None and not (view.did_request and repeats.is_harmful(done)):
-                done = None
-            lost = Lost(baton.device, done)
+            if in_hand is not None and view.did_request and repeats.is_harmful(in_hand):
+                view.ledger.note_done(in_hand.unique)
+            view.ledger.end()
+            done = view.ledger.done
+            lost = Lost(baton.device, [request for request in waiting if request.unique in done])
             serve_view(view, store_path, mountpoint, options, ready, lost)
     log.info("ended mountpoint=%s", mountpoint)
 
 
-def _request_done(device: int, ledger: Ledger) -> Unanswered | None:
+def _request_in_hand(waiting: list[Unanswered], ledger: Ledger) -> Unanswered | None:
     """Return the request that the dead daemon had in hand, if it was not answered.
 
-    What it opened is closed: the answer that told of it was never sent.
+    What it opened is closed: the answer that told of it was never sent. The note of one that was
+    answered goes at once: from now on the kernel sends again what nobody had taken before, too, and
+    to the daemon after this one the caller's next request could look like it.
     """
     request = ledger.request
-    found = repeats.find(request, unanswered(device))
-    if found is not None and request is not None and request.handle:
+    found = repeats.find(request, waiting)
+    if found is None:
+        ledger.end()
+    elif request is not None and request.handle:
         ledger.close_handle(request.handle)
     return found
 
@@ -174,10 +181,10 @@ def _the_one_that_matters(group: ExceptionGroup[Exception]) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What is left of a dead daemon: its connection, and the request that it had done at last."""
+    """What dead daemons left: the connection, and requests that were done and not answered."""
 
     device: int
-    done: Unanswered | None
+    done: list[Unanswered]
 
 
 class LiveMount:

@@ -98,8 +98,10 @@ class HandleTable:
                 self._privileged.add(was.handle)
             mtimes_ns[was.inode] = max(was.mtime_ns, mtimes_ns.get(was.inode, 0))
         for inode, file in self._state.files.items():
-            if mtimes_ns.get(inode) and file.staging is not None:
-                file.mtime_ns, file.ctime_ns = mtimes_ns[inode], 0
+            noted_ns = mtimes_ns.get(inode)
+            # The journal has it when attributes changed after the write: with their ctime.
+            if noted_ns and file.staging is not None and noted_ns != file.mtime_ns:
+                file.mtime_ns, file.ctime_ns = noted_ns, 0
             if not file.open_count and file.staging is not None:
                 self.settle_wanted.add(inode)
 

@@ -8,6 +8,8 @@ Everything is little-endian:
     16    the request in hand: u64 inode, u64 journal generation, u64 journal length in bytes,
           u64 handle that it opened (0: none), u32 process id, u32 opcode (0: no request)
     64    u32 length of the kernel's INIT request, then its bytes
+    3072  u64 how many requests were ever noted as done and not answered by the daemon that did
+          them, then the numbers (u64) that the kernel gave the last of them: 64 places, in turn
     4096  slots of 32 bytes: u64 inode, i64 mtime in ns (0: none), u32 flags, u32 0,
           u64 handle (0: the slot is free)
 
@@ -32,6 +34,8 @@ _REQUEST = struct.Struct("<QQQQI")
 _HANDLE_OFFSET = _REQUEST_OFFSET + 24
 _OPCODE_OFFSET = _REQUEST_OFFSET + _REQUEST.size
 _INIT_OFFSET = 64
+_DONE_OFFSET = 3072
+_DONE_MAX = 64
 _SLOT = struct.Struct("<QqI4x")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -161,6 +165,26 @@ class Ledger:
         inode, generation, length, handle, pid = _REQUEST.unpack_from(self._memory, _REQUEST_OFFSET)
         return RequestInHand(opcode, inode, pid, generation, length, handle)
 
+    def note_done(self, unique: int) -> None:
+        """Keep that a request was done, by the kernel's number, until it is answered.
+
+        The daemon that is to answer it may die, too. One that was answered never comes again.
+        """
+        (count,) = _U64.unpack_from(self._memory, _DONE_OFFSET)
+        place = _DONE_OFFSET + _U64.size * (1 + count % _DONE_MAX)
+        _U64.pack_into(self._memory, place, unique)
+        _U64.pack_into(self._memory, _DONE_OFFSET, count + 1)
+
+    @property
+    def done(self) -> set[int]:
+        """The requests that were done and perhaps not answered."""
+        (count,) = _U64.unpack_from(self._memory, _DONE_OFFSET)
+        kept = range(min(count, _DONE_MAX))
+        return {
+            _U64.unpack_from(self._memory, _DONE_OFFSET + _U64.size * (1 + place))[0]
+            for place in kept
+        }
+
     # --- the connection --------------------------------------------------------------------------
 
     @property
@@ -173,6 +197,6 @@ class Ledger:
     @init_request.setter
     def init_request(self, request: bytes) -> None:
         start = _INIT_OFFSET + _U32.size
-        assert start + len(request) <= _SLOTS_OFFSET
+        assert start + len(request) <= _DONE_OFFSET
         self._memory[start : start + len(request)] = request
         _U32.pack_into(self._memory, _INIT_OFFSET, len(request))

@@ -112,7 +112,7 @@ class Replay:
             if isinstance(edit, Put) and not edit.entry.is_directory:
                 self._note_told(edit, time_ns)
         elif isinstance(edit, Orphan):
-            self._orphan(edit)
+            self._orphan(edit, time_ns)
         else:
             try:
                 file = self._state.open_file(edit.inode)
@@ -144,7 +144,7 @@ class Replay:
     def _is_kept(self, inode: int) -> bool:
         return self._keep is not None and inode in self._keep
 
-    def _orphan(self, edit: Orphan) -> None:
+    def _orphan(self, edit: Orphan, time_ns: int) -> None:
         state, entry = self._state, edit.entry
         if entry is not None and entry.is_directory:
             if self._keep is not None:
@@ -164,6 +164,8 @@ class Replay:
                 hole_bytes=file.entry.hole_bytes,
             )
             file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
+            if edit.inode in self._staged:
+                self._staged[edit.inode].told_ns = time_ns
 
     def _keep_directory(self, inode: int, entry: TreeEntry) -> None:
         """Keep a directory without a name: it may be somebody's working directory."""

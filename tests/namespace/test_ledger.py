@@ -65,6 +65,21 @@ def test_the_request_in_hand_is_told_until_it_is_answered() -> None:
     ledger.close()
 
 
+def test_requests_that_were_done_are_told_to_every_successor() -> None:
+    ledger = Ledger()
+    ledger.init_request = b"init" * 26
+    assert ledger.done == set()
+    ledger.note_done(1 << 40)
+    ledger.note_done(7)
+    assert successor(ledger).done == {7, 1 << 40}
+    for unique in range(100, 164):
+        successor(ledger).note_done(unique)
+    assert ledger.done == set(range(100, 164))
+    assert ledger.init_request == b"init" * 26
+    assert list(ledger.open_handles()) == []
+    ledger.close()
+
+
 def test_the_kernels_init_is_kept() -> None:
     ledger = Ledger()
     assert ledger.init_request == b""

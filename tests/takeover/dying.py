@@ -1,9 +1,10 @@
 """A supervised mount whose first daemon kills itself in the middle of one request.
 
-    python -m tests.takeover.dying STORE MOUNTPOINT OPERATION before|after [USER]
+    python -m tests.takeover.dying STORE MOUNTPOINT OPERATION[,OPERATION] before|after [USER]
 
-Killed before the view has done OPERATION, or after it and before the kernel gets the answer. The
-supervisor and the daemons after the first are the real ones.
+Killed before the view has done OPERATION, or after it and before the kernel gets the answer; with a
+second OPERATION the second daemon dies, too, after that. The supervisor and the daemons after these
+are the real ones.
 """
 
 import functools
@@ -49,13 +50,18 @@ def main(
     os.chdir("/")
 
     mounted = SupervisedMount(store_path, mountpoint, options)
+    first, _, second = operation.partition(",")
+    second_was_there = store_path.parent / "second"
 
     def daemon(baton: Baton | None, ready: server.Ready) -> None:
         if baton is not None:
+            if second and not second_was_there.exists():
+                second_was_there.touch()
+                server.View = dying(second, "after")  # type: ignore[misc]
             mounted.serve(baton, ready)
             return
         with Store.open(store_path) as store:
-            view = dying(operation, when).bring_back(store, mountpoint=str(mountpoint))
+            view = dying(first, when).bring_back(store, mountpoint=str(mountpoint))
             server.serve_view(view, store_path, mountpoint, options, ready)
 
     supervisor.supervise(daemon, lambda: say(sys.stdout, "ready"), mounted)

@@ -1,0 +1,51 @@
+"""What the next daemon of a mount has of a view whose daemon died: all that somebody may look at.
+
+Method: a view is left as SIGKILL leaves it, with what a supervisor keeps of it, and taken over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+
+from dedupfs.namespace.handover import Handover
+from dedupfs.namespace.inodes import ROOT_INODE
+from dedupfs.namespace.view import AttrChange, Caller, View
+from dedupfs.store.store import Store
+from tests.namespace.conftest import CHUNK_BYTES
+
+CALLER = Caller(0, 0)
+
+
+def taken_over(store: Store, view: View) -> View:
+    """Let the daemon of ``view`` die; return the next one's."""
+    handover = view.handover()
+    fds = {name: os.dup(fd) for name, fd in handover.fds.items()}
+    view._opened.release()
+    return View.take_over(store, Handover(handover.view, handover.root, handover.owner, fds), "")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
+def test_a_change_of_mode_after_a_write_keeps_its_time(store: Store, named: bool) -> None:
+    view = View.bring_back(store)
+    handle, attr = view.create(ROOT_INODE, b"f", 0o644, CALLER)
+    view.write(handle, 0, b"a" * 10 * CHUNK_BYTES)
+    view.write(handle, 10 * CHUNK_BYTES, b"b" * 10 * CHUNK_BYTES)
+    if not named:
+        view.unlink(ROOT_INODE, b"f")
+    expected = view.setattr(attr.inode, AttrChange(mode=0o600))
+    assert expected.ctime_ns > expected.mtime_ns
+    for _ in range(2):
+        view = taken_over(store, view)
+        # Blocks of a staging file are the disk's; what counts are mode and times.
+        found = view.getattr(attr.inode)
+        assert dataclasses.replace(found, stored_blocks=expected.stored_blocks) == expected
+    view.write(handle, 20 * CHUNK_BYTES, b"c" * CHUNK_BYTES)
+    expected = view.getattr(attr.inode)
+    view = taken_over(store, view)
+    assert view.getattr(attr.inode).mtime_ns == expected.mtime_ns
+    assert view.getattr(attr.inode).ctime_ns == expected.ctime_ns
+    view.release(handle)
+    view.close()
