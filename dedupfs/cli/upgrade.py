@@ -22,6 +22,7 @@ from dedupfs.errors import UsageError
 from dedupfs.fuse import server
 from dedupfs.fuse.relay import Baton
 from dedupfs.fuse.supervisor import supervise
+from dedupfs.namespace.handover import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class SupervisedMount:
 
     def is_possible(self) -> bool:
         """Whether the dedupfs that is installed now starts, and knows what it would be given."""
-        probe = [*_COMMAND, "--probe"]
+        probe = [*_COMMAND, "--probe", str(VERSION)]
         try:
             return subprocess.run(probe, check=False, timeout=PROBE_S_MAX).returncode == 0
         except (OSError, subprocess.TimeoutExpired) as exc:
@@ -75,14 +76,17 @@ class SupervisedMount:
         os.execve(sys.executable, _COMMAND, {**os.environ, _ENVIRONMENT: encoded})
 
 
-_COMMAND = [sys.executable, "-m", "dedupfs", "go-on"]
+_COMMAND = [sys.executable, "-P", "-m", "dedupfs", "go-on"]
+"""-P, or a mount on /dedupfs would be searched for modules, which waits for ourselves."""
 
 
 @click.command("go-on", hidden=True)
-@click.option("--probe", is_flag=True, help="Only say that this program starts.")
-def go_on(probe: bool) -> None:
+@click.option("--probe", type=int, help="Only say whether this version would be understood.")
+def go_on(probe: int | None) -> None:
     """Go on as the supervisor of a mount that another program has supervised so far."""
-    if probe:
+    if probe is not None:
+        if probe != VERSION:
+            raise UsageError(f"a handover of version {probe}: this dedupfs knows {VERSION}")
         return
     encoded = os.environ.pop(_ENVIRONMENT, None)
     if encoded is None:

@@ -15,8 +15,8 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RENEWING = signal.SIGUSR2
 """Another program takes this one's place: a newer dedupfs, say."""
+HEEDED = (*FORWARDED, RENEWING)
 UNREADY_MAX = 3
 """So many daemons in a row that die before they answer: the next one would die, too."""
 DEATHS_MAX = 8
@@ -62,6 +63,7 @@ def supervise(
         DedupfsError: what the last daemon ended with.
     """
     gc.freeze()  # or the collector would write to, and so copy, every page that is shared
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would let no daemon be waited for
     _Supervisor(serve, ready, renewal, baton).run()
 
 
@@ -74,6 +76,12 @@ class _Child:
     relay: Relay
     answered: bool = False
     failed: Failed | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self.handle, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         os.close(self.handle)
@@ -125,7 +133,9 @@ class _Supervisor:
             if child.relay.fileno() in readable and not self._listen(child):
                 poll.unregister(child.relay)
             if signals.fileno() in readable and signals.collect() and child.answered:
-                self._renew(child, signals)
+                killed = self._renew(child, signals)
+                if killed is not None:
+                    return killed
             if child.answered or self.baton is None:  # one that takes over would just die of them
                 signals.forward(child.pid)
             if child.handle in readable:
@@ -133,20 +143,31 @@ class _Supervisor:
                     continue
                 return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
 
-    def _renew(self, child: _Child, signals: "_Signals") -> None:
-        """Become another program, if there is one that can go on; callers only wait."""
+    def _renew(self, child: _Child, signals: "_Signals") -> int | None:
+        """Become another program, if there is one that can go on; callers only wait.
+
+        Returns:
+            How the daemon ended, if it did and this is still the same program; None: it goes on.
+        """
         if self.baton is None:
             log.error("this mount cannot be handed to another program")
-            return
+            return None
         if not self.renewal.is_possible():
             log.error("another program was asked for, but it does not start: going on as before")
-            return
-        log.info("another program takes over")
-        os.kill(child.pid, signal.SIGKILL)
-        os.waitpid(child.pid, 0)
-        child.close()
-        signals.restore()
-        self.renewal.execute(self.baton)
+            return None
+        # A signal in the middle of an exec would end this process and so the mount.
+        with signals.held_back():
+            signals.collect()
+            if signals.is_ending or child.has_ended:  # meanwhile
+                return None
+            log.info("another program takes over")
+            os.kill(child.pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+            try:
+                self.renewal.execute(self.baton)
+            except OSError as exc:
+                log.error("another program was asked for, but cannot be executed: %s", exc)
+            return code
 
     def _listen(self, child: _Child) -> bool:
         said = child.relay.receive()
@@ -234,8 +255,8 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        kept = (*FORWARDED, RENEWING)
-        self._old = {number: signal.signal(number, _ignored) for number in kept}
+        self._old = {number: signal.signal(number, _ignored) for number in HEEDED}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)  # the program before held them back
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -248,6 +269,20 @@ class _Signals:
             signal.signal(number, handler)
         self._reader.close()
         self._writer.close()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let signals wait: for the next program, which inherits that, sigprocmask(2)."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether there is something to forward."""
+        return bool(self._waiting)
 
     def fileno(self) -> int:
         """For poll(2)."""

@@ -9,6 +9,8 @@ from functools import cached_property
 
 from dedupfs.namespace.ledger import Ledger
 
+VERSION = 1
+"""Of all this and the ledger's layout: who reads another one does not take over."""
 LEDGER = "ledger"
 OWNER = "owner"
 VIEW_LOCK = "view lock"

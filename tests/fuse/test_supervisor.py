@@ -37,8 +37,7 @@ class Renewal:
         return "POSSIBLE" == "yes"
 
     def execute(self, baton):
-        say("executed")
-        os._exit(0)
+        EXECUTE
 
 try:
     supervisor.supervise(serve, lambda: say("ready"), Renewal())
@@ -60,11 +59,21 @@ BLOCK = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def start(body: str, possible: str = "no") -> subprocess.Popen[str]:
+EXECUTE = "say('executed'); os._exit(0)"
+SLOWLY_BECOME = (
+    "say('executed'); os.execv(sys.executable, [sys.executable, '-c', "
+    "'import signal, sys; sys.stdin.read(1); "
+    "print([s.name for s in sorted(signal.sigpending())])'])"
+)
+
+
+def start(body: str, possible: str = "no", execute: str = EXECUTE) -> subprocess.Popen[str]:
     indented = "".join(f"    {line}\n" for line in body.splitlines())
     program = PROGRAM.replace("BODY", indented).replace("POSSIBLE", possible)
+    program = program.replace("EXECUTE", execute)
     return subprocess.Popen(
         [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
@@ -149,6 +158,55 @@ def test_another_program_takes_over_when_it_can(possible: str) -> None:
     assert "going on as before" in process.stdout.readline()
     process.terminate()
     assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
+
+
+def test_signals_wait_for_the_program_that_takes_over() -> None:
+    """Their default action would end it, and the mount with it, before it can say otherwise."""
+    process = start(f"{BLOCK}\n{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes", SLOWLY_BECOME)
+    assert process.stdout is not None
+    for _line in ("daemon first", "ready"):
+        process.stdout.readline()
+    process.send_signal(signal.SIGUSR2)
+    while process.stdout.readline() != "executed\n":
+        continue
+    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate("x", timeout=END_TIMEOUT_S)
+    assert said == "['SIGUSR2', 'SIGTERM']\n"
+
+
+def test_a_program_that_cannot_be_executed_leaves_the_mount_as_it_is() -> None:
+    process = start(
+        f"{BLOCK}\n{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes", "os.execv('/nowhere', ['x'])"
+    )
+    assert process.stdout is not None
+    for _line in ("daemon first", "ready"):
+        process.stdout.readline()
+    process.send_signal(signal.SIGUSR2)
+    while process.stdout.readline() != "daemon next\n":
+        continue
+    process.terminate()
+    assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
+
+
+def test_a_mount_that_ends_meanwhile_is_not_handed_over() -> None:
+    process = start(f"{BLOCK}\n{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes")
+    assert process.stdout is not None
+    for _line in ("daemon first", "ready"):
+        process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert said.splitlines()[-1] == "ended"
+    assert "executed" not in said
+
+
+def test_a_supervisor_waits_for_its_daemons_though_it_was_told_to_ignore_children() -> None:
+    process = start("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + LEAVE)
+    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert (process.returncode, said.splitlines()[-1]) == (0, "ended")
 
 
 def test_a_daemon_inherits_nothing_that_it_was_not_given() -> None:
