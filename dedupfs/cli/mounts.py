@@ -140,12 +140,15 @@ def umount(mountpoint: Path) -> None:
     if daemon is None:
         mountpoints.unmount(found.mountpoint)
         return
-    end = live.ProcessEnd(daemon.running.supervisor or daemon.running.pid)
+    running = daemon.running
+    ends = [live.ProcessEnd(pid) for pid in (running.pid, running.supervisor) if pid]
     try:
         mountpoints.unmount(found.mountpoint)
-        end.wait()
+        for end in ends:
+            end.wait()
     finally:
-        end.close()
+        for end in ends:
+            end.close()
 
 
 @click.command()

@@ -93,6 +93,12 @@ class ControlServer:
             log.critical("bug in a control command line=%r", line[:1024], exc_info=True)
             return live.Failed.of(StoreError(f"a bug in the daemon, see its log: {exc!r}"))
 
+    def _running(self) -> live.Running:
+        """Say who serves; a supervisor that died is none, and its number may be somebody else's."""
+        if os.getppid() == self.running.supervisor:
+            return self.running
+        return msgspec.structs.replace(self.running, supervisor=0)
+
     async def _do(self, request: live.Request) -> live.Reply:
         match request:
             case live.Commit(name, path, tags):
@@ -105,7 +111,7 @@ class ControlServer:
                 self.stop()
                 return live.Done()
             case live.Status():
-                return self.running
+                return self._running()
 
 
 def _listening(path: Path) -> trio.socket.SocketType:

@@ -29,6 +29,7 @@ RUN_DIRECTORY = "run"
 SOCKET_SUFFIX = ".sock"
 LOG_SUFFIX = ".log"
 STATUS_TIMEOUT_S = 30.0
+LISTENING_TIMEOUT_S = 1.0
 _STEM_CHARACTERS_MAX = 64  # with "/proc/self/fd/N/" before it a path fits into sockaddr_un
 _ANONYMOUS = re.compile(r"mount-(\d+)")
 _LINE_BYTES_MAX = 1 << 20
@@ -146,11 +147,25 @@ def anonymous_stem(pid: int) -> str:
 
 
 def remove_leftovers(store_path: Path) -> None:
-    """Remove the files of anonymous mounts whose daemon is gone."""
+    """Remove the files of anonymous mounts whose supervisor and daemon are gone."""
     for path in (store_path / RUN_DIRECTORY).glob("mount-*"):
         match = _ANONYMOUS.fullmatch(path.stem)
-        if match is not None and not Path("/proc", match[1]).exists():
+        if match is None or Path("/proc", match[1]).exists():
+            continue
+        if not _is_listening(path.with_suffix(SOCKET_SUFFIX)):
             path.unlink(missing_ok=True)
+
+
+def _is_listening(socket_path: Path) -> bool:
+    """Whether a daemon is there: without its supervisor, or in another container."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            _connect(connection, socket_path, LISTENING_TIMEOUT_S)
+        except (TimeoutError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager
