@@ -57,7 +57,7 @@ def main(
         if baton is not None:
             if second and not second_was_there.exists():
                 second_was_there.touch()
-                server.View = dying(second, "after")  # type: ignore[misc]
+                server.View = dying(second, "after")  # type: ignore[attr-defined]
             mounted.serve(baton, ready)
             return
         with Store.open(store_path) as store:
