@@ -165,7 +165,9 @@ class Truncate(Operation):
 
     def run(self, place: Place) -> Outcome:
         target = place.target(self.target)
-        if isinstance(target, bytes) and os.stat(target).st_size == self.length:
+        found = os.stat(target)
+        is_same = stat.S_ISREG(found.st_mode) and found.st_size == self.length
+        if isinstance(target, bytes) and is_same:
             return None  # tmpfs, unlike ext4, marks the times only where it has pages
         os.truncate(target, self.length)
         return None
