@@ -66,6 +66,7 @@ def to_change(
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         privileged=ctx.uid == 0,  # CAP_FSETID is not in the request; the superuser has it
+        caller_uid=ctx.uid,
     )
 
 

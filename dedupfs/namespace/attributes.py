@@ -48,11 +48,13 @@ class AttrChange:
     ctime_ns: int | None = None
     privileged: bool = False
     """The caller may change a file and keep its suid and sgid bits (CAP_FSETID)."""
+    caller_uid: int = 0
+    """Who asks; the kernel has checked what it asks for, but not what follows from nothing."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
-        return self == AttrChange(privileged=self.privileged)
+        return self == AttrChange(privileged=self.privileged, caller_uid=self.caller_uid)
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -92,6 +94,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
 
     Raises:
         IsADirectoryNameError, InvalidError: a size for what is no regular file.
+        NotPermittedError: another one's file would lose its set-id bits.
     """
     if change.size is not None:
         _set_size(state, inode, change.size, now_ns)
@@ -109,9 +112,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         fields["uid"] = entry.uid if change.uid is None else change.uid
         fields["gid"] = entry.gid if change.gid is None else change.gid
         if not entry.is_directory:
-            # After it has taken a capability, the kernel says itself what becomes of suid.
-            kept_bits = change.is_empty and state.uncapped == inode
-            fields.setdefault("mode", entry.mode if kept_bits else without_privileges(entry.mode))
+            fields.setdefault("mode", _given_away(state, inode, entry, change))
             xattrs = with_xattr(xattrs, CAPABILITY, None)
     if change.mtime_ns is not None:
         fields["mtime_ns"] = _clamped(change.mtime_ns)
@@ -124,6 +125,24 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
         fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
         put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
     state.uncapped = None
+
+
+def _given_away(state: ViewState, inode: int, entry: TreeEntry, change: AttrChange) -> int:
+    """Return the mode of a file that chown(2) gives away, or that somebody is about to write.
+
+    The kernel asks for both in the same way, and before a write that takes a capability it does so
+    though the bits stay. What nobody has open, nobody can be writing.
+    """
+    mode = without_privileges(entry.mode)
+    if not change.is_empty or mode == entry.mode:
+        return mode
+    file = state.files.get(inode)
+    is_open = file is not None and file.open_count > 0
+    if is_open and state.uncapped == inode:
+        return entry.mode
+    if not is_open and change.caller_uid not in (0, entry.uid):
+        raise NotPermittedError("only the owner may take set-id bits away")
+    return mode
 
 
 def _clamped(time_ns: int) -> int:

@@ -179,13 +179,13 @@ a stranger's write takes sgid even without group execution
     bob: write @f new
     stat x mode = 0766 mounts: 2766      # the protocol does not say whether the writer is a member
 
-root's write takes capabilities, and on mounts suid with them
+root's write takes capabilities and leaves suid and sgid
     put x bytes
     chmod x 6755
     setcap x
     root: open x O_RDWR as f
     root: write @f new
-    stat x mode = 6755 mounts: 0755      # the kernel asks with the request of a chown to nobody
+    stat x mode = 6755
     hascap x = no
 
 a write of no bytes takes nothing

@@ -86,6 +86,19 @@ def test_writing_and_giving_away_clear_suid_and_sgid(work: Path) -> None:
     assert mode_of(path) == 0o777
 
 
+@pytest.mark.root
+def test_nobody_takes_set_id_bits_from_another_one_s_file_by_giving_it_to_nobody(
+    work: Path,
+) -> None:
+    path = work / "f"
+    path.write_bytes(b"x")
+    path.chmod(0o4755)
+    assert "PermissionError" in run_code(f"os.chown({str(path)!r}, -1, -1)", OTHER).stderr
+    assert mode_of(path) == 0o4755
+    path.chmod(0o755)
+    assert run_code(f"os.chown({str(path)!r}, -1, -1)", OTHER).returncode == 0
+
+
 def test_times_are_kept_to_the_nanosecond(work: Path) -> None:
     path = work / "f"
     path.touch()

@@ -91,6 +91,14 @@ class Chmod(Operation):
         return None
 
 
+def _is_like_a_write(target: bytes | int, *, follow: bool) -> bool:
+    """Whether a mount cannot tell chown(2) to nobody from a write: the kernel asks for the same."""
+    found = os.stat(target, follow_symlinks=follow)
+    set_id = found.st_mode & (stat.S_ISUID | stat.S_ISGID)
+    another_one_s = os.geteuid() not in (0, found.st_uid)
+    return bool(set_id and another_one_s) or has_capability(target, follow=follow)
+
+
 @dataclass(frozen=True, repr=False)
 class Chown(Operation):
     target: bytes | int
@@ -101,8 +109,8 @@ class Chown(Operation):
     def run(self, place: Place) -> Outcome:
         target = place.target(self.target)
         follow = self.follow or isinstance(target, int)
-        if self.uid == self.gid == -1 and has_capability(target, follow=follow):
-            return None  # a mount cannot tell it from the kernel's wish that the capability goes
+        if self.uid == self.gid == -1 and _is_like_a_write(target, follow=follow):
+            return None
         os.chown(target, self.uid, self.gid, follow_symlinks=follow)
         return None
 

@@ -114,6 +114,8 @@ class Pair:
         """Native pictures of what was committed; each snapshot must stay like that."""
         self.left: dict[str, Outcome] = {}
         """Native pictures of the directories in which work went on before it moved."""
+        self.entered: set[str] = set()
+        """Snapshots in whose directories work went on, which this view therefore shows changed."""
         self._runs = 0
 
     def begin(self) -> None:
@@ -122,6 +124,7 @@ class Pair:
         self.top = self.native_top = b"run-%d" % self._runs
         self.snapshots.clear()
         self.left.clear()
+        self.entered.clear()
         for top in (self.native, self.mounted.path):
             self.actors[0].ask(Make(os.fsencode(top) + b"/" + self.top, WORK))
         self.enter()
@@ -219,7 +222,7 @@ class Pair:
                 return text
         for name, committed in self.snapshots.items():
             for mounted in (self.mounted, self.other):
-                worked_in = name in self.left or name.encode() == self.top
+                worked_in = name in self.entered or name.encode() == self.top
                 if mounted is None or (mounted is self.mounted and worked_in):
                     continue
                 text = self._unlike(committed, mounted, name)

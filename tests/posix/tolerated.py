@@ -8,7 +8,8 @@ stays), the order of a listing, lseek(2) in a directory (but that places stay va
 And what no file system under FUSE and libfuse can know:
 - times of a fifo that is read and written: the kernel keeps them to itself (operation.shown_times);
 - whether a writer is in the group of a file with sgid and no group execution (shown_mode);
-- whether chown(2) to -1, -1 or the kernel asks, where a file has a capability (attributes.Chown);
+- whether chown(2) to -1, -1 asks or the kernel before a write, where a file has a capability, or
+  set-id bits and another owner (attributes.Chown);
 - XATTR_CREATE and XATTR_REPLACE together, which pyfuse3 takes for the first (not generated);
 - whether bytes come through a mapping, which leaves suid, sgid and capabilities: a mount takes them
   as for a write (contents.MapWrite lets such files alone).
