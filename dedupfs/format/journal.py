@@ -112,7 +112,8 @@ class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """``inode`` has no name any more but is still open, or a directory that may be in use.
 
     Only a daemon that takes over from a dead one has use for it; ``entry``: what it is now, its
-    content and size as settled. Journals of earlier versions leave it out.
+    content and size as settled; None: nobody is in that directory any more. Journals of earlier
+    versions leave it out for files.
     """
 
     inode: int

@@ -150,6 +150,12 @@ class Replay:
             if self._keep is not None:
                 self._keep_directory(edit.inode, entry)
             return
+        directory = state.directories.get(directory_number(edit.inode))
+        if entry is None and directory is not None and directory.inode == edit.inode:
+            if directory.removed:
+                del state.directories[directory.number]  # the kernel forgot it
+                state.inodes.forget(edit.inode)
+            return
         file = state.files.get(edit.inode)
         if file is None and entry is not None and self._is_kept(edit.inode):
             file = state.files[edit.inode] = OpenFile(state.store, state, edit.inode, entry)

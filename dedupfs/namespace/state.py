@@ -343,8 +343,8 @@ class ViewState:
         self.materialize(self.inodes.home_of(inode)[0])
         self._append(time_ns, (), (inode,), edits)
 
-    def append_orphan(self, inode: int, entry: TreeEntry, time_ns: int) -> None:
-        """Journal what an inode without a name is now."""
+    def append_orphan(self, inode: int, entry: TreeEntry | None, time_ns: int) -> None:
+        """Journal what an inode without a name is now; None: a directory that nobody is in."""
         if self.journal is not None:
             self._append(time_ns, (), (), [Orphan(inode, entry)])
 

@@ -8,10 +8,11 @@ thread.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from dedupfs.errors import InvalidError, ReadOnlyError, StoreFullError
+from dedupfs.errors import InvalidError, ReadOnlyError, StoreError, StoreFullError
 from dedupfs.format.tree import encode_view_root
 from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
 from dedupfs.namespace import attributes, names
@@ -301,6 +302,8 @@ class View:
             if directory is not None and directory.removed and directory.inode == inode:
                 del self._state.directories[directory.number]
                 self._state.inodes.forget(inode)
+                with suppress(StoreError):  # then the next daemon keeps it for nothing
+                    self._state.append_orphan(inode, None, 0)
 
     # --- files -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from dedupfs.errors import StaleError
 from dedupfs.namespace.handover import Handover
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.view import AttrChange, Caller, View
@@ -48,4 +49,29 @@ def test_a_change_of_mode_after_a_write_keeps_its_time(store: Store, named: bool
     assert view.getattr(attr.inode).mtime_ns == expected.mtime_ns
     assert view.getattr(attr.inode).ctime_ns == expected.ctime_ns
     view.release(handle)
+    view.close()
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_removed_directories_stay_while_somebody_may_be_in_them(store: Store, folded: bool) -> None:
+    view = View.bring_back(store)
+    inodes = []
+    for number in range(20):
+        name = b"d%d" % number
+        inodes.append(view.mkdir(ROOT_INODE, name, 0o755, CALLER).inode)
+        if folded:
+            view.fold()
+        view.rmdir(ROOT_INODE, name)
+        if number != 7:
+            view.forget([(inodes[-1], 1)])
+    for _ in range(2):
+        view = taken_over(store, view)
+        assert view.getattr(inodes[7]).nlink == 0
+        assert len(view._state.directories) == 2
+        for inode in inodes[:7]:
+            with pytest.raises(StaleError):
+                view.getattr(inode)
+    view.forget([(inodes[7], 1)])
+    view = taken_over(store, view)
+    assert len(view._state.directories) == 1
     view.close()
