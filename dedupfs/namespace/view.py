@@ -33,6 +33,9 @@ __all__ = ["AttrChange", "Caller", "StatFs", "View"]
 
 JOURNAL_BYTES_MAX = 64 << 20
 """A journal that has grown this long is folded at once ..."""
+EDITS_MAX = 30_000
+"""... or has so many edits: a daemon that takes over replays them while callers wait (about 10 us
+each) ..."""
 FOLD_IDLE_S = 5.0
 """... and any other once nothing has changed for so long."""
 FOLD_AGE_S = 30.0
@@ -380,7 +383,9 @@ class View:
         journal = self._state.journal
         if journal is None or self._folder is None:
             return False
-        if journal.size >= JOURNAL_BYTES_MAX or self._handles.settle_wanted:
+        if journal.size >= JOURNAL_BYTES_MAX or self._state.edit_count >= EDITS_MAX:
+            return True
+        if self._handles.settle_wanted:
             return True
         if self._first_change_s is None:
             return False

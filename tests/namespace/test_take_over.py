@@ -13,7 +13,7 @@ import pytest
 from dedupfs.errors import StaleError
 from dedupfs.namespace.handover import Handover
 from dedupfs.namespace.inodes import ROOT_INODE
-from dedupfs.namespace.view import AttrChange, Caller, View
+from dedupfs.namespace.view import EDITS_MAX, AttrChange, Caller, View
 from dedupfs.store.store import Store
 from tests.namespace.conftest import CHUNK_BYTES
 
@@ -74,4 +74,18 @@ def test_removed_directories_stay_while_somebody_may_be_in_them(store: Store, fo
     view.forget([(inodes[7], 1)])
     view = taken_over(store, view)
     assert len(view._state.directories) == 1
+    view.close()
+
+
+def test_many_edits_are_folded_before_a_next_daemon_has_to_replay_them(store: Store) -> None:
+    view = View.bring_back(store)
+    attr = view.mkdir(ROOT_INODE, b"d", 0o755, CALLER)
+    for mode in range(EDITS_MAX):
+        assert not view.wants_fold()
+        view.setattr(attr.inode, AttrChange(mode=0o700 | mode % 2))
+        if view._state.edit_count >= EDITS_MAX:
+            break
+    assert view.wants_fold()
+    view.fold()
+    assert not view.wants_fold()
     view.close()
