@@ -64,7 +64,7 @@ def test_what_was_committed_survives_the_death_of(
 ) -> None:
     source = random.Random(1)
     path = place.mount / "base"
-    for round_number in range(scale(2, 25)):
+    for round_number in range(scale(2, 10)):
         writer = start_python(WRITER, path, mode, str(round_number))
         assert writer.stdout is not None
         with writer, writer.stdout:
@@ -134,7 +134,7 @@ for _ in range(int(sys.argv[2])):
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_processes_that_count_together_lose_no_count(mode: str, place: Place, scale: Scale) -> None:
-    path, each = place.mount / "base", scale(30, 1000)
+    path, each = place.mount / "base", scale(30, 150)
     with closing(sqlite3.connect(path)) as base:
         base.execute(f"PRAGMA journal_mode={mode}")
         base.execute("CREATE TABLE t (count)")
