@@ -22,6 +22,9 @@ from tests.posix.picture import Picture
 from tests.posix.tolerated import tolerated
 
 
+_NO_WAY_IN = Failed("the mode of a directory above keeps this user out")
+
+
 class Actor:
     """Answers requests."""
 
@@ -63,7 +66,7 @@ class Actor:
 
     def do(self, operation: Operation) -> tuple[Outcome, Outcome]:
         if self.native is None or self.mount is None:
-            return None, None
+            return _NO_WAY_IN, _NO_WAY_IN
         in_mount = perform(operation, self.mount)
         tolerance = tolerated(operation, in_mount)
         if tolerance is not None:

@@ -235,6 +235,8 @@ class SendFile(Operation):
 
     def run(self, place: Place) -> Outcome:
         source, sink = place.descriptor(self.source), place.descriptor(self.sink)
+        if os.path.sameopenfile(source, sink):
+            return None  # pages in the pipe are the file's own: what overlaps is undefined
         return os.sendfile(sink, source, self.offset, self.length)
 
 
