@@ -21,7 +21,6 @@ from tests.posix.operation import Failed, Operation, Outcome, Place, perform
 from tests.posix.picture import Picture
 from tests.posix.tolerated import tolerated
 
-
 _NO_WAY_IN = Failed("the mode of a directory above keeps this user out")
 
 
