@@ -259,7 +259,10 @@ class Fallocate(Operation):
     length: int
 
     def run(self, place: Place) -> Outcome:
-        syscalls.fallocate(place.descriptor(self.slot), self.mode, self.offset, self.length)
+        descriptor = place.descriptor(self.slot)
+        if os.fstat(descriptor).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return None  # the first one in a mount's life takes the bits, though it fails
+        syscalls.fallocate(descriptor, self.mode, self.offset, self.length)
         return None
 
 

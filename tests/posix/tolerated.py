@@ -14,6 +14,8 @@ And what no file system under FUSE and libfuse can know:
 - whether bytes come through a mapping, which leaves suid, sgid and capabilities: a mount takes them
   as for a write (contents.MapWrite lets such files alone).
 
+- that fallocate(2) fails before the kernel takes set-id bits for it, once (contents.Fallocate).
+
 And where tmpfs is not as ext4 and others:
 - it does not mark the times of a mapped write (contents.MapWrite sets them), nor of truncate(2) to
   the same size unless it has pages (contents.Truncate), nor the ctime where truncate(2) takes sgid
