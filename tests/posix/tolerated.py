@@ -12,8 +12,7 @@ And what no file system under FUSE and libfuse can know:
   set-id bits and another owner (attributes.Chown);
 - XATTR_CREATE and XATTR_REPLACE together, which pyfuse3 takes for the first (not generated);
 - whether bytes come through a mapping, which leaves suid, sgid and capabilities: a mount takes them
-  as for a write (contents.MapWrite lets such files alone).
-
+  as for a write (contents.MapWrite lets such files alone);
 - that fallocate(2) fails before the kernel takes set-id bits for it, once (contents.Fallocate).
 
 And where tmpfs is not as ext4 and others:
