@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import groupby
@@ -81,7 +82,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Operation:
+class Operation(ABC):
     """One system call or a few; subclasses say which."""
 
     who: int = 0
@@ -91,8 +92,9 @@ class Operation:
     watch: tuple[bytes, ...] = ()
     """Paths whose times are looked at before and after."""
 
+    @abstractmethod
     def run(self, place: Place) -> Outcome:
-        raise NotImplementedError
+        """Do it below the place's root, and say what came of it."""
 
     def __repr__(self) -> str:
         """Return the operation as code, without what is as by default."""
