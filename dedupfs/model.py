@@ -237,8 +237,7 @@ class ViewRoot(msgspec.Struct, frozen=True, array_like=True):
     created_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attr:
+class Attr(msgspec.Struct, frozen=True):
     """What stat(2) answers for one inode; ``st_ino`` is ``inode``."""
 
     inode: int

@@ -120,7 +120,8 @@ class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
     entry: TreeEntry | None = None
 
 
-Edit = Place | Put | Remove | Attributes | Write | Stage | Dirty | Truncate | Adopt | Orphan
+NameEdit = Place | Put | Remove | Attributes | Orphan
+Edit = NameEdit | Write | Stage | Dirty | Truncate | Adopt
 
 
 class Edits(msgspec.Struct, frozen=True, array_like=True):
@@ -147,7 +148,7 @@ def encode_header(header: JournalHeader) -> bytes:
 
 def encode_edits(time_ns: int, edits: Sequence[Edit]) -> bytes:
     """Encode one record of edits, frame included."""
-    return _frame(_encoder.encode(Edits(time_ns, tuple(edits))))
+    return _frame(_encoder.encode((time_ns, edits)))
 
 
 def _body(journal: bytes, journal_offset: int) -> bytes:

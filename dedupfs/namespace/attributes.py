@@ -6,7 +6,6 @@ Checks, then records the inode's new entry. Permission to do so was checked by t
 
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -35,8 +34,7 @@ NAMESPACES = (b"user.", b"trusted.", b"security.")
 """Prefixes of the names that may be set, xattr(7); behind each of them any name will do."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttrChange:
+class AttrChange(msgspec.Struct, frozen=True):
     """What a setattr asks for; None: stays."""
 
     mode: int | None = None
@@ -54,7 +52,8 @@ class AttrChange:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
-        return self == AttrChange(privileged=self.privileged, caller_uid=self.caller_uid)
+        asked = (self.mode, self.uid, self.gid, self.size)
+        return asked == (None,) * 4 and (self.atime_ns, self.mtime_ns, self.ctime_ns) == (None,) * 3
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:

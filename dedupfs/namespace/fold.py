@@ -298,6 +298,9 @@ class Folder:
             self._clean_up(self._punch)
         state.edit_count = 0
         state.owned.clear()
+        if state.journal is not None:
+            state.journal.ready.clear()
+            state.journal.ready_files.clear()
 
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""

@@ -52,6 +52,8 @@ class InodeTable:
         self._store = store
         self._view_id = view_id
         self.next_number = next_number
+        self._rows_stop = next_number
+        """No number from here on has been through a fold, so none of them has a row."""
         self._places: dict[int, dict[int, int | None]] = {}  # directory -> slot -> inode
         self._homes: dict[int, Home | None] = {}
 
@@ -64,7 +66,7 @@ class InodeTable:
     def places_of(self, directory: int) -> dict[int, int]:
         """Return slot -> inode of all in ``directory`` whose number is not the natural one."""
         found: dict[int, int] = {}
-        if self._view_id is not None:
+        if self._view_id is not None and directory < self._rows_stop:
             with self._store.reading() as txn:
                 for key, value in txn.scan(Table.PLACES, place_prefix(self._view_id, directory)):
                     found[slot_of_place_key(key)] = decode_inode(value)
@@ -82,13 +84,15 @@ class InodeTable:
             StaleError: a directory's number that was never given, or is no longer used.
         """
         home = self._homes.get(inode)
-        if home is None and inode not in self._homes and self._view_id is not None:
-            with self._store.reading() as txn:
-                row = txn.get(Table.HOMES, home_key(self._view_id, inode))
-            home = decode_home(row) if row is not None else None
         if home is not None:
             return home
-        if inode in self._homes or is_directory_inode(inode):
+        is_gone = inode in self._homes
+        if not is_gone and inode >> SLOT_BITS < self._rows_stop and self._view_id is not None:
+            with self._store.reading() as txn:
+                row = txn.get(Table.HOMES, home_key(self._view_id, inode))
+            if row is not None:
+                return decode_home(row)
+        if is_gone or is_directory_inode(inode):
             raise StaleError(f"inode {inode} is gone")
         return inode >> SLOT_BITS, inode & LINKS_SLOT
 
@@ -139,3 +143,4 @@ class InodeTable:
         """Drop from memory what the index has now."""
         self._places.clear()
         self._homes.clear()
+        self._rows_stop = self.next_number

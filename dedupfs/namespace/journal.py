@@ -44,6 +44,10 @@ class Journal:
         again, so this file is never called durable any more. The next fold starts another one."""
         self.declared: set[int] = set()
         """Inodes whose place this journal states, so that it can be read without the index."""
+        self.ready: set[int] = set()
+        """Directories (by number) and ..."""
+        self.ready_files: set[int] = set()
+        """... files of which edits can follow: what must be said before them has been said."""
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: JournalHeader) -> "Journal":

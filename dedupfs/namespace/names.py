@@ -6,7 +6,6 @@ Knows neither handles nor bytes of files.
 
 import stat
 import struct
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,7 +21,7 @@ from dedupfs.errors import (
     NotPermittedError,
     TooManyLinksError,
 )
-from dedupfs.format.journal import Edit, Orphan, Place, Put, Remove
+from dedupfs.format.journal import NameEdit, Orphan, Place, Put, Remove
 from dedupfs.model import ID_BYTES, LINK_MODE, NAME_BYTES_MAX, TreeEntry
 from dedupfs.namespace import acl
 from dedupfs.namespace.directory import CatalogDirectory, Directory
@@ -35,8 +34,7 @@ LINKS_MAX = 65_000
 _LINK_ID = struct.Struct(">Q")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who asks: what a new object belongs to."""
 
     uid: int
@@ -44,8 +42,7 @@ class Caller:
     umask: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Gone:
+class _Gone(msgspec.Struct, frozen=True):
     """An inode that is about to lose its last name."""
 
     inode: int
@@ -96,7 +93,7 @@ def make(
     entry = msgspec.structs.replace(
         fresh, slot=slot, mode=mode, uid=caller.uid, gid=gid, mtime_ns=now_ns, xattrs=xattrs
     )
-    edits: list[Edit] = [Put(parent.number, entry)]
+    edits: list[NameEdit] = [Put(parent.number, entry)]
     if entry.is_directory or slot > SLOT_MAX:
         inode = directory_inode(state.inodes.new_number())
         edits.insert(0, Place(inode, parent.number, slot))
@@ -140,7 +137,7 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
         raise CrossScopeError("hard links cannot leave a snapshot's directory")
     if entry.nlink >= LINKS_MAX:
         raise TooManyLinksError(f"{entry.nlink} names")
-    edits: list[Edit] = []
+    edits: list[NameEdit] = []
     links = state.links(holder.scope)
     if not holder.is_links:
         edits += _move_to_links(holder, entry, inode, links)
@@ -154,7 +151,9 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
     return made
 
 
-def _move_to_links(holder: Directory, entry: TreeEntry, inode: int, links: Directory) -> list[Edit]:
+def _move_to_links(
+    holder: Directory, entry: TreeEntry, inode: int, links: Directory
+) -> list[NameEdit]:
     """Return the edits that turn a plain entry into a name of an inode in ``links``."""
     slot = links.new_slot()
     number = slot
@@ -181,7 +180,7 @@ def unlink(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> Non
 
 def _drop(
     state: ViewState, parent: Directory, entry: TreeEntry, now_ns: int
-) -> tuple[list[Edit], _Gone | None]:
+) -> tuple[list[NameEdit], _Gone | None]:
     """Return the edits that follow when ``entry`` loses its name, and the inode that is gone."""
     holder, inode_entry = state.resolve(parent, entry)
     inode = state.inode_of(parent, entry)
@@ -191,7 +190,7 @@ def _drop(
             inode_entry = file.named_entry()
         fewer = msgspec.structs.replace(inode_entry, nlink=inode_entry.nlink - 1, ctime_ns=now_ns)
         return [Put(holder.number, fewer)], None
-    edits: list[Edit] = []
+    edits: list[NameEdit] = []
     if entry.is_link:
         edits.append(Remove(holder.number, inode_entry.name, 0))
     if file is not None and file.open_count:
@@ -269,7 +268,9 @@ def rename(
         raise ExistsError(f"{new_name!r} exists")
     _require_movable(state, old_parent, entry, new_parent)
     gone: _Gone | None = None
-    edits: list[Edit] = [Remove(old_parent.number, old_name, old_parent.sequence_under(old_name))]
+    edits: list[NameEdit] = [
+        Remove(old_parent.number, old_name, old_parent.sequence_under(old_name))
+    ]
     if target is not None:
         if state.inode_of(old_parent, entry) == state.inode_of(new_parent, target):
             return  # two names of one inode: rename(2) does nothing
@@ -282,7 +283,7 @@ def rename(
 
 def _replace(
     state: ViewState, entry: TreeEntry, parent: Directory, target: TreeEntry, now_ns: int
-) -> tuple[list[Edit], _Gone | None]:
+) -> tuple[list[NameEdit], _Gone | None]:
     """Check that ``entry`` may replace ``target``; return the edits and the inode that is gone."""
     if target.is_directory:
         if not entry.is_directory:
@@ -303,7 +304,7 @@ def _move(
     new_parent: Directory,
     new_name: bytes,
     now_ns: int,
-) -> list[Edit]:
+) -> list[NameEdit]:
     """Return the edits that put ``entry`` under its new name, its inode number going along."""
     inode = state.inode_of(old_parent, entry)
     slot = _slot(old_parent, entry, new_parent)
@@ -316,14 +317,16 @@ def _move(
     if current.is_directory and not isinstance(new_parent, CatalogDirectory):
         current = msgspec.structs.replace(current, content=current.content[:ID_BYTES])
     moved = msgspec.structs.replace(current, name=new_name, slot=slot, ctime_ns=now_ns)
-    edits: list[Edit] = []
+    edits: list[NameEdit] = []
     if slot != entry.slot or new_parent is not old_parent:
         edits.append(Place(inode, new_parent.number, slot))
     edits.append(Put(new_parent.number, moved))
     return edits
 
 
-def _touch_link(state: ViewState, parent: Directory, entry: TreeEntry, now_ns: int) -> list[Edit]:
+def _touch_link(
+    state: ViewState, parent: Directory, entry: TreeEntry, now_ns: int
+) -> list[NameEdit]:
     holder, _ = state.resolve(parent, entry)
     current = state.named_entry(state.inode_of(parent, entry))
     return [Put(holder.number, msgspec.structs.replace(current, ctime_ns=now_ns))]

@@ -16,7 +16,7 @@ from dedupfs.errors import (
     StaleError,
     StoreFullError,
 )
-from dedupfs.format.journal import Attributes, Edit, Orphan, Place, Put, Remove
+from dedupfs.format.journal import Attributes, Edit, NameEdit, Orphan, Place, Put, Remove
 from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
@@ -275,24 +275,36 @@ class ViewState:
 
     # --- changing things -------------------------------------------------------------------------
 
-    def record(self, time_ns: int, edits: Sequence[Edit]) -> None:
+    def record(self, time_ns: int, edits: Sequence[NameEdit]) -> None:
         """Write edits to the journal, then apply them.
 
         Raises:
             StoreFullError, StoreError: the journal could not be written; nothing changed.
         """
-        if self.journal is not None:
+        journal = self.journal
+        if journal is not None:
+            ready = journal.ready
             for edit in edits:
-                if isinstance(edit, Put | Remove | Attributes):
-                    self.materialize(edit.directory)
-            numbers = [
-                edit.directory
-                for edit in edits
-                if isinstance(edit, Put | Remove | Place | Attributes)
-            ]
-            self._append(time_ns, numbers, (), edits)
+                if not isinstance(edit, Orphan) and edit.directory not in ready:
+                    self._append_first(journal, time_ns, edits)
+                    break
+            else:
+                journal.append(time_ns, edits)
+                for edit in edits:
+                    if type(edit) is Place:
+                        journal.declared.add(edit.inode)
+                self.edit_count += len(edits)
         for edit in edits:
             apply(self, edit, time_ns)
+
+    def _append_first(self, journal: Journal, time_ns: int, edits: Sequence[NameEdit]) -> None:
+        """Journal edits of which some may be the first ones in their directory."""
+        changed = [edit.directory for edit in edits if isinstance(edit, Put | Remove | Attributes)]
+        for number in changed:
+            self.materialize(number)
+        places = [edit.directory for edit in edits if isinstance(edit, Place)]
+        self._append(time_ns, [*changed, *places], (), edits)
+        journal.ready.update(changed)
 
     def materialize(self, number: int) -> None:
         """Before anything below changes, make the snapshot above directory ``number`` the view's.
@@ -308,6 +320,9 @@ class ViewState:
         top = self.directory(directory_inode(number))
         while top.parent is not None and top.parent is not self.root:
             top = top.parent
+            if top.number in self.owned:  # and so is all that is below it
+                self.owned.add(number)
+                return
         if top is not self.root:
             slot = self.inodes.home_of(top.inode)[1]
             if slot < CATALOG_SLOTS_START and not self.root.stands_in(slot):
@@ -340,8 +355,13 @@ class ViewState:
         if file is not None and file.orphan:  # for a daemon that takes over; no place to declare
             self._append(time_ns, (), (), edits)
             return
+        if inode in self.journal.ready_files:
+            self.journal.append(time_ns, edits)
+            self.edit_count += len(edits)
+            return
         self.materialize(self.inodes.home_of(inode)[0])
         self._append(time_ns, (), (inode,), edits)
+        self.journal.ready_files.add(inode)
 
     def append_orphan(self, inode: int, entry: TreeEntry | None, time_ns: int) -> None:
         """Journal what an inode without a name is now; None: a directory that nobody is in."""

@@ -197,6 +197,13 @@ class RealDisk:
             raise _translate(exc, "cannot open", path) from exc
 
     def pwrite(self, file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        if len(buffers) == 1:  # as nearly always, and nearly always all of it at once
+            try:
+                written = os.pwrite(file.fd, buffers[0], offset)
+            except OSError as exc:
+                raise _translate(exc, "cannot write", file.path) from exc
+            if written == memoryview(buffers[0]).nbytes:
+                return
         rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         with _translated("cannot write", file.path):
             while rest:

@@ -10,10 +10,11 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import pyfuse3
+from msgspec.structs import replace
 
 from dedupfs.errors import (
     ExistsError,

@@ -5,9 +5,9 @@ Method: a view is left as SIGKILL leaves it, with what a supervisor keeps of it,
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
+import msgspec
 import pytest
 
 from dedupfs.errors import StaleError
@@ -42,7 +42,7 @@ def test_a_change_of_mode_after_a_write_keeps_its_time(store: Store, named: bool
         view = taken_over(store, view)
         # Blocks of a staging file are the disk's; what counts are mode and times.
         found = view.getattr(attr.inode)
-        assert dataclasses.replace(found, stored_blocks=expected.stored_blocks) == expected
+        assert msgspec.structs.replace(found, stored_blocks=expected.stored_blocks) == expected
     view.write(handle, 20 * CHUNK_BYTES, b"c" * CHUNK_BYTES)
     expected = view.getattr(attr.inode)
     view = taken_over(store, view)
