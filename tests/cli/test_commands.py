@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_rename_clone_tag_pin(run: Run, store_path: Path, data: Path) -> None:
 
 def test_rm_says_what_it_frees(run: Run, store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
-    (tmp_path / "big" / "noise").write_bytes(os.urandom(500_000))
+    (tmp_path / "big" / "noise").write_bytes(random.Random(1).randbytes(500_000))
     run("import", store_path, tmp_path / "big", "one")
     run("clone", store_path, "one", "two")
     assert "would free" in run("rm", "--dry-run", store_path, "one").out
@@ -147,9 +148,9 @@ def test_rm_says_what_it_frees(run: Run, store_path: Path, tmp_path: Path) -> No
 
 def test_du_and_stats(run: Run, store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
-    (tmp_path / "big" / "shared").write_bytes(os.urandom(300_000))
+    (tmp_path / "big" / "shared").write_bytes(random.Random(2).randbytes(300_000))
     run("import", store_path, tmp_path / "big", "one")
-    (tmp_path / "big" / "own").write_bytes(os.urandom(100_000))
+    (tmp_path / "big" / "own").write_bytes(random.Random(3).randbytes(100_000))
     run("import", store_path, tmp_path / "big", "two")
     used = run("du", store_path, "--json").json
     one, two = used["snapshots"]

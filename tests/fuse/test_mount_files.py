@@ -6,6 +6,7 @@ Method: system calls on a real mount of a real view; one daemon for the module.
 import errno
 import mmap
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ def test_a_write_only_descriptor_cannot_read_nor_a_reader_write(work: Path) -> N
 
 
 def test_copying_in_the_kernel_works(work: Path) -> None:
-    content = os.urandom(300_000)
+    content = random.Random(1).randbytes(300_000)
     (work / "from").write_bytes(content)
     with (work / "from").open("rb") as source, (work / "to").open("wb") as target:
         copied = 0
@@ -173,7 +174,8 @@ def test_copying_in_the_kernel_works(work: Path) -> None:
 
 
 def test_a_large_file_reads_back_cold(work: Path) -> None:
-    content = os.urandom(1 * MIB) * 12 + os.urandom(5 * MIB)
+    source = random.Random(2)
+    content = source.randbytes(1 * MIB) * 12 + source.randbytes(5 * MIB)
     path = work / "large"
     path.write_bytes(content)
     file = os.open(path, os.O_RDONLY)

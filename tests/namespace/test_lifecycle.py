@@ -120,7 +120,7 @@ def test_a_damaged_or_missing_journal_is_named(tmp_path: Path) -> None:
 def test_what_a_crash_left_in_the_directory_is_swept(tmp_path: Path) -> None:
     store = make_small_store(tmp_path / "store")
     view = View.bring_back(store)
-    big = os.urandom(20_000)
+    big = random.Random(1).randbytes(20_000)
     write_file(view, 1, b"big", big)
     store = die(view, store)
     directory = store.path / "views" / "default"
@@ -142,7 +142,7 @@ def test_a_pack_that_was_linked_but_not_committed_is_settled_again(tmp_path: Pat
     """Method: link the staging file into packs/, as a crash before the fold's commit leaves it."""
     store = make_small_store(tmp_path / "store")
     view = View.bring_back(store)
-    big = os.urandom(30_000)
+    big = random.Random(2).randbytes(30_000)
     write_file(view, 1, b"big", big)
     store = die(view, store)
     (staging,) = (store.path / "views" / "default").glob("staging.*")
@@ -169,7 +169,7 @@ def test_a_lost_staging_file_is_said_and_the_rest_is_there(
 ) -> None:
     store = make_small_store(tmp_path / "store")
     view = View.bring_back(store)
-    write_file(view, 1, b"big", os.urandom(20_000))
+    write_file(view, 1, b"big", random.Random(3).randbytes(20_000))
     write_file(view, 1, b"small", b"here")
     store = die(view, store)
     (staging,) = (store.path / "views" / "default").glob("staging.*")
@@ -186,8 +186,8 @@ def test_a_lost_staging_file_is_said_and_the_rest_is_there(
 def test_files_unlinked_before_the_crash_do_not_come_back(tmp_path: Path) -> None:
     store = make_small_store(tmp_path / "store")
     view = View.bring_back(store)
-    for name in (b"small", b"big"):
-        write_file(view, 1, name, os.urandom(300 if name == b"small" else 20_000))
+    for name, length in ((b"small", 300), (b"big", 20_000)):
+        write_file(view, 1, name, random.Random(4).randbytes(length))
         view.unlink(1, name)
     handle, _ = view.create(1, b"open", 0o644, CALLER)
     view.write(handle, 0, b"x" * 9000)
@@ -210,7 +210,7 @@ def test_a_new_view_costs_the_same_however_large_its_base_is(tmp_path: Path) -> 
         write_file(view, top, b"f", b"x")
         view.commit("small", path=b"top")
         for index in range(300):
-            write_file(view, top, b"%d" % index, os.urandom(2000))
+            write_file(view, top, b"%d" % index, random.Random(index).randbytes(2000))
         view.commit("large", path=b"top")
         view.close()
         grown = {}

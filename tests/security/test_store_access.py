@@ -6,6 +6,7 @@ Method: commands as processes of their own, under the worst umasks and as other 
 from __future__ import annotations
 
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -40,13 +41,13 @@ def open_to_others(path: Path) -> list[str]:
 def test_nothing_of_a_store_is_for_others(tmp_path: Path, daemons: Daemons, umask: int) -> None:
     store, source = tmp_path / "store", tmp_path / "source"
     source.mkdir()
-    (source / "large").write_bytes(os.urandom(9 << 20))
+    (source / "large").write_bytes(random.Random(1).randbytes(9 << 20))
     dedupfs("init", store, umask=umask)
     dedupfs("import", store, source, "s", umask=umask)
     old = os.umask(umask)
     try:
         mounted = daemons.start()
-        (mounted.path / "f").write_bytes(os.urandom(300_000))
+        (mounted.path / "f").write_bytes(random.Random(2).randbytes(300_000))
         mounted.path.joinpath("s", "large").open("r+b").close()
         with (mounted.path / "f").open("ab") as file:
             file.write(b"more")
