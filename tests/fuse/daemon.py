@@ -2,7 +2,9 @@
 
     python -m tests.fuse.daemon STORE MOUNTPOINT '{"view": "default", "user": 65534, ...}'
 
-What goes wrong before that is one line on standard error, "ErrorClass: message".
+What goes wrong before that is one line on standard error, "ErrorClass: message". Options that
+are the daemon's own: ``user`` to be, ``traced``: log every request, ``plain``: find no way to wait
+for requests but pyfuse3's own, hence make no handshake either.
 """
 
 import json
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dedupfs.errors import DedupfsError
-from dedupfs.fuse import server
+from dedupfs.fuse import operations, server, waiting
 from tests.fuse.harness import become
 
 
@@ -28,6 +30,10 @@ def main(store: str, mountpoint: str, options: dict[str, Any]) -> int:
     user = options.pop("user", None)
     if user is not None:
         become(user)
+    if options.pop("traced", False):
+        operations.log.setLevel(logging.DEBUG)
+    if options.pop("plain", False):
+        waiting._NAME = "no such name"  # as in a pyfuse3 that calls it something else
     try:
         server.ensure_store(Path(store))
         server.serve(

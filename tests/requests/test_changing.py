@@ -1,0 +1,143 @@
+"""What a mount is asked by those who make, write and remove.
+
+The kernel takes it that any change of names in a directory has changed all of its attributes
+(fs/fuse/dir.c, fuse_dir_changed), so it asks for those once more before the next change: the calls
+here are made in a directory that was looked at just before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.requests.counting import Counted
+
+pytestmark = pytest.mark.fuse
+
+MIB = 1 << 20
+
+
+def keeps_times(mount: Counted, place: Path) -> bool:
+    """Whether the kernel gathers writes, and so owns the times of a file that is written."""
+
+    def write_twice(number: int) -> None:
+        descriptor = os.open(place / f"gathered{number}", os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, b"one")
+        os.write(descriptor, b"two")
+        os.close(descriptor)
+
+    return mount.counts(write_twice)["write"] == 1
+
+
+def in_known(directory: Path, call: Callable[[Path, int], object]) -> Callable[[int], object]:
+    """Return a call in one of some directories, whose attributes are known and not yet changed."""
+    directories = [directory / f"known{number}" for number in range(8)]
+    for known in directories:
+        known.mkdir()
+        os.stat(known)
+    os.stat(directory)
+    return lambda number: call(directories[number], number)
+
+
+def test_a_small_file_costs_seven_requests_and_nothing_else(writable: Counted, place: Path) -> None:
+    """One of them asks for the attribute ``security.capability`` before it is written; one more
+    tells the time where the kernel gathers what is written.
+    """
+
+    def make(directory: Path, _number: int) -> None:
+        descriptor = os.open(directory / "new", os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(descriptor, b"x" * 4000)
+        os.close(descriptor)
+
+    expected = Counter(["lookup", "create", "getxattr", "write", "flush", "release"])
+    if keeps_times(writable, place):
+        expected["setattr"] = 1
+    assert writable.counts(in_known(place, make)) == expected
+
+
+def test_a_file_that_is_written_anew_is_not_looked_up(writable: Counted, place: Path) -> None:
+    def write(directory: Path, _number: int) -> None:
+        descriptor = os.open(directory / "there", os.O_WRONLY)
+        os.write(descriptor, b"x" * 4000)
+        os.close(descriptor)
+
+    write_known = in_known(place, write)
+    for directory in place.iterdir():
+        (directory / "there").write_bytes(b"content")
+        os.stat(directory / "there")
+    asked = writable.counts(write_known)
+    assert asked.pop("getxattr", 0) <= 1, "security.capability, once a file"
+    assert asked.pop("setattr", 0) <= (1 if keeps_times(writable, place) else 0)
+    assert asked == {"open": 1, "write": 1, "flush": 1, "release": 1}
+
+
+def test_large_writes_arrive_by_the_mebibyte(writable: Counted, place: Path) -> None:
+    def write(number: int) -> None:
+        descriptor = os.open(place / f"large{number}", os.O_WRONLY | os.O_CREAT)
+        for start in range(4):
+            os.write(descriptor, bytes([start + 1]) * MIB)
+        os.close(descriptor)
+
+    asked = writable.counts(write)
+    assert 4 <= asked["write"] <= (8 if keeps_times(writable, place) else 4)
+    assert asked["getxattr"] <= (asked["write"] if writable.plain else 1)
+
+
+def test_small_writes_ask_for_no_attribute_each(writable: Counted, place: Path) -> None:
+    """Plain pyfuse3 does: libfuse 3.14 cannot set FUSE_HANDLE_KILLPRIV_V2."""
+
+    def write(number: int) -> None:
+        descriptor = os.open(place / f"pieces{number}", os.O_WRONLY | os.O_CREAT)
+        for _ in range(64):
+            os.write(descriptor, b"x" * 4096)
+        os.close(descriptor)
+
+    asked = writable.counts(write)
+    assert asked["write"] <= (2 if keeps_times(writable, place) else 64)
+    assert asked["getxattr"] <= (asked["write"] if writable.plain else 1)
+
+
+CALLS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "mkdir": (lambda top: os.mkdir(top / "new"), ["lookup", "mkdir"]),
+    "rmdir": (lambda top: os.rmdir(top / "empty"), ["rmdir"]),
+    "unlink": (lambda top: os.unlink(top / "f"), ["unlink"]),
+    "rename": (lambda top: os.rename(top / "f", top / "new"), ["lookup", "rename"]),
+    "rename over": (lambda top: os.rename(top / "f", top / "other"), ["lookup", "rename"]),
+    "symlink": (lambda top: os.symlink("f", top / "new"), ["lookup", "symlink"]),
+    "link": (lambda top: os.link(top / "f", top / "new"), ["lookup", "link"]),
+    "mknod": (lambda top: os.mkfifo(top / "new"), ["lookup", "mknod"]),
+    "chmod": (lambda top: os.chmod(top / "f", 0o600), ["setattr"]),
+    "utime": (lambda top: os.utime(top / "f", (1, 1)), ["setattr"]),
+    "truncate": (lambda top: os.truncate(top / "f", 3), ["getxattr", "setattr"]),
+    "setxattr": (lambda top: os.setxattr(top / "f", "user.a", b"b"), ["setxattr"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_changes_a_name_asks_for_that_alone(
+    writable: Counted, place: Path, name: str
+) -> None:
+    """Of a new name, or one that is replaced, first what it is; before a file's first change also
+    for ``security.capability``. Nothing comes after, such as the attributes of what was made.
+    """
+    call, expected = CALLS[name]
+    known = in_known(place, lambda directory, _number: call(directory))
+    for directory in place.iterdir():
+        (directory / "empty").mkdir()
+        for file in ("f", "other"):
+            (directory / file).write_bytes(b"content")
+            os.stat(directory / file)
+        os.stat(directory / "empty")
+    assert writable.names(known) == expected
+
+
+def test_what_was_just_made_is_known(writable: Counted, place: Path) -> None:
+    made = place / "made"
+    made.mkdir()
+    assert writable.requests(partial(os.stat, made))[1:] == [], "at most of the directory above"
+    assert writable.names(lambda _number: os.stat(made)) == []
