@@ -47,17 +47,19 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert DISK.pread(file, 100, 4) == b"two three"
 
 
+@pytest.mark.parametrize("buffers", [[b"x"], [b"x", b"y"]])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_is_store_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, buffers: list[bytes]
 ) -> None:
     def fail(*_args: object) -> int:
         raise OSError(number, os.strerror(number))
 
     file = DISK.open(tmp_path / "file", create=True)
+    monkeypatch.setattr(os, "pwrite", fail)
     monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(StoreFullError, match=r"cannot write .*/file"):
-        DISK.pwrite(file, [b"x"], 0)
+        DISK.pwrite(file, buffers, 0)
 
 
 def test_failures_name_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
