@@ -6,6 +6,7 @@
 - A test fails when the logger `dedupfs` said WARNING or worse and the test did not declare it with
   the marker `allow_log` or the fixture of that name.
 - The run fails when a FUSE mount below pytest's temporary directory outlives it.
+- Coverage leaves out tests marked `unmeasured`, and the processes that they start.
 - Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere.
 """
 
@@ -14,13 +15,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import posix
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import coverage
 import hypothesis
 import pytest
 
@@ -77,6 +83,44 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         missing = [program for program in mark.args if shutil.which(program) is None]
         if missing:
             pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+# --- coverage -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unmeasured() -> Iterator[None]:
+    """Take no coverage in this process and in those that it starts meanwhile."""
+    measuring = coverage.Coverage.current()
+    if measuring is None:
+        yield
+        return
+    config = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage's patch = ["subprocess"]
+    measuring.stop()
+    try:
+        yield
+    finally:
+        measuring.start()
+        if config is not None:
+            os.environ["COVERAGE_PROCESS_CONFIG"] = config
+
+
+def _measure_no_more() -> None:
+    """In a fork: save nothing at its end, which would be all that this run has seen so far."""
+    sys.settrace(None)
+    pytest.MonkeyPatch().setattr(os, "_exit", posix._exit)
+
+
+os.register_at_fork(after_in_child=_measure_no_more)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Take no coverage of what is marked so, from its first fixture to its last."""
+    if item.get_closest_marker("unmeasured") is None:
+        return (yield)
+    with unmeasured():
+        return (yield)
 
 
 # --- the long run ---------------------------------------------------------------------------------
@@ -159,6 +203,30 @@ def record_keeper(request: pytest.FixtureRequest) -> Iterator[RecordKeeper]:
 def allow_log(record_keeper: RecordKeeper) -> AllowLog:
     """Return a function that declares log messages by regular expression."""
     return record_keeper.allow
+
+
+# --- a disk that need not wait --------------------------------------------------------------------
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 1 << 30
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the test's own in memory where there is room, else on the disk.
+
+    For what stops at every call to the disk: a fake keeps account of what was synced, so nothing is
+    learned from waiting for a real disk some ten thousand times.
+    """
+    try:
+        room = os.statvfs(MEMORY)
+    except OSError:
+        room = None
+    if room is None or room.f_bavail * room.f_frsize < MEMORY_BYTES_MIN:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="dedupfs-", dir=MEMORY) as name:
+        yield Path(name)
 
 
 # --- mounts left behind ---------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120
 DEMO = [sys.executable, "-m", "bench.demo", "--scale", "0.02"]

@@ -30,6 +30,8 @@ from tests.damage.harness import (
 )
 from tests.maintenance.samples import make_directory
 
+pytestmark = pytest.mark.unmeasured
+
 AREAS = {
     "packs": "packs/*/*",
     "index": "index/*",

@@ -34,6 +34,8 @@ from tests.maintenance.samples import (
     read_directory,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 SPIN_US_MAX = 3000
 KEPT = ("one", "two")
 COMMANDS = {

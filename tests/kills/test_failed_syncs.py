@@ -23,6 +23,8 @@ from tests.fakes import FaultyDisk
 from tests.kills.place import read_file
 from tests.maintenance.samples import SMALL
 
+pytestmark = pytest.mark.unmeasured
+
 CALLER = Caller(0, 0)
 DATA = {
     name: random.Random(name).randbytes(size) for name, size in [("small", 900), ("large", 90_000)]

@@ -35,7 +35,12 @@ LEFT_BYTES = [300_000, 7 << 20, 9 << 20]
 blocks for the record of the removal, which a foreign file may have taken to the last one."""
 FAILED = 3  # LMDB says EIO where a full disk cuts a write short (mdb_page_flush)
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.program("mkfs.ext4")]
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.program("mkfs.ext4"),
+]
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ from tests.kills.place import (
 )
 from tests.maintenance.samples import rows
 
+pytestmark = pytest.mark.unmeasured
+
 WRITERS = 2
 CALLS_MAX = 250
 SPIN_S_MAX = 0.02

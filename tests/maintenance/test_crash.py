@@ -39,13 +39,21 @@ from tests.maintenance.samples import (
 )
 from tests.maintenance.test_repair import lose_header, recount_wrongly, shift
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.fixture
-def halved(path: Path, tmp_path: Path) -> tuple[Path, Content]:
+def path(memory_path: Path) -> Path:
+    """Where the test's store is."""
+    return memory_path / "store"
+
+
+@pytest.fixture
+def halved(path: Path, memory_path: Path) -> tuple[Path, Content]:
     """A closed store of which one of two snapshots was just removed; what the other one holds."""
     with Store.create(path, **SMALL) as store:
-        import_directory(store, make_directory(tmp_path / "d0", 0), "goes")
-        import_directory(store, make_directory(tmp_path / "d1", 1), "stays")
+        import_directory(store, make_directory(memory_path / "d0", 0), "goes")
+        import_directory(store, make_directory(memory_path / "d1", 1), "stays")
         SnapshotCatalog(store).rename("goes", "gone")
         SnapshotCatalog(store).remove(["gone"])
         return path, read_back(store, "stays")
@@ -79,10 +87,10 @@ def crash(work: Callable[[FaultyDisk], object], crash_at: int, *, power_cut: boo
 @pytest.mark.slow
 @pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
 def test_gc_survives_a_crash_at_every_call(
-    halved: tuple[Path, Content], tmp_path: Path, power_cut: bool
+    halved: tuple[Path, Content], memory_path: Path, power_cut: bool
 ) -> None:
     path, expected = halved
-    template = path.rename(tmp_path / "template")
+    template = path.rename(memory_path / "template")
 
     def work(disk: FaultyDisk) -> None:
         collect(Store.open(path, disk=disk))
@@ -115,12 +123,12 @@ def test_gc_survives_a_crash_at_every_call(
 @pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("had_index", [False, True], ids=["index lost", "index there"])
 def test_reindex_survives_a_crash_at_every_call(
-    halved: tuple[Path, Content], tmp_path: Path, power_cut: bool, had_index: bool
+    halved: tuple[Path, Content], memory_path: Path, power_cut: bool, had_index: bool
 ) -> None:
     path, expected = halved
     if not had_index:
         lose_index(path)
-    template = path.rename(tmp_path / "template")
+    template = path.rename(memory_path / "template")
     crash_at = 1
     while True:
         shutil.copytree(template, path)
@@ -168,11 +176,11 @@ CHANGES: dict[str, Callable[[SnapshotCatalog], object]] = {
 @pytest.mark.parametrize("cut_off", list(CHANGES))
 @pytest.mark.parametrize("later", list(CHANGES))
 def test_what_a_crash_kept_out_of_the_catalogue_does_not_displace_what_came_later(
-    halved: tuple[Path, Content], tmp_path: Path, cut_off: str, later: str
+    halved: tuple[Path, Content], memory_path: Path, cut_off: str, later: str
 ) -> None:
     """Both claim the same sequence number or revision, and the first one's record may survive."""
     path, _expected = halved
-    template = path.rename(tmp_path / "template")
+    template = path.rename(memory_path / "template")
 
     def change(disk: FaultyDisk) -> None:
         with Store.open(path, disk=disk) as store:
@@ -201,7 +209,7 @@ def test_what_a_crash_kept_out_of_the_catalogue_does_not_displace_what_came_late
 @pytest.mark.slow
 @pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
 def test_repair_survives_a_crash_at_every_call(
-    halved: tuple[Path, Content], tmp_path: Path, scale: Scale, power_cut: bool
+    halved: tuple[Path, Content], memory_path: Path, scale: Scale, power_cut: bool
 ) -> None:
     """Of a store in which everything is wrong that a repair can mend."""
     path, expected = halved
@@ -216,7 +224,7 @@ def test_repair_survives_a_crash_at_every_call(
         shift(store, snapshot, rows(store, RecordKind.TREE)[0])
         recount_wrongly(store)
     (path / "dedupfs.json").unlink()
-    template = path.rename(tmp_path / "template")
+    template = path.rename(memory_path / "template")
     step = scale(5, 1)
     crash_at = 1
     while True:

@@ -12,6 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +28,8 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import directory_entry, put_tree
 from dedupfs.store import Store, Table
 from tests.maintenance.samples import SMALL, noise, read_back
+
+pytestmark = pytest.mark.unmeasured
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755

@@ -37,6 +37,8 @@ from tests.powercut.matching import Found, Matcher, Shown
 from tests.powercut.model import Tree
 from tests.powercut.patterns import pattern
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Caller(0, 0)
 WRITER = "w"
 VERBATIM_BYTES = 9000
@@ -279,13 +281,13 @@ def compare(path: Path, ops: list[Op]) -> None:
 @pytest.mark.allow_log("staging file is missing")  # of bytes that nobody had synced
 @pytest.mark.parametrize("story", STORIES, ids=[story.__name__ for story in STORIES])
 def test_a_view_survives_a_stop_at_every_call(
-    story: Callable[[Hands], None], tmp_path: Path, scale: Scale
+    story: Callable[[Hands], None], memory_path: Path, scale: Scale
 ) -> None:
     """In the long mode each call has every kind of loss, in the short one one of them in turn; of
     the longest story only every seventh call then.
     """
     stride = scale(7, 1) if story is adopt else 1
-    template = tmp_path / "template"
+    template = memory_path / "template"
     make_small_store(template).close()
     crash_at, stopped = 1 - stride, True
     while stopped:
@@ -293,7 +295,7 @@ def test_a_view_survives_a_stop_at_every_call(
         for turn in range(scale(1, 2 * len(LOSSES))):
             loss = LOSSES[(crash_at + turn) % len(LOSSES)]
             loses_index = (crash_at + turn) // len(LOSSES) % 2 == 1
-            path = tmp_path / "store"
+            path = memory_path / "store"
             shutil.copytree(template, path)
             ops, stopped = crash_in(story, path, crash_at, loss)
             try:

@@ -28,6 +28,8 @@ from dedupfs.store.store import Store
 from tests.fakes import Crashed, FaultyDisk
 from tests.namespace.test_view_names import PATHS, NamesMachine, Node, Path_
 
+pytestmark = pytest.mark.unmeasured
+
 SNAPSHOT_NAMES = st.sampled_from([b"a", b"b", b"c"])
 FILE_BYTES_MAX = 12_000
 

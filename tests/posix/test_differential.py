@@ -17,7 +17,7 @@ from tests.posix.generator import Setting
 from tests.posix.hunting import find_none, first_seed, plain_steps, steps_with_events
 from tests.posix.pair import Pair, Step
 
-pytestmark = [pytest.mark.fuse, pytest.mark.program("fusermount3")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.program("fusermount3")]
 
 AS_ROOT = Setting(processes=4, users=True)
 AS_USER = Setting(processes=2)

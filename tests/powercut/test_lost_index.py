@@ -26,6 +26,7 @@ from tests.powercut.test_power_cut import seed
 __all__ = ["seed"]
 
 pytestmark = [
+    pytest.mark.unmeasured,
     pytest.mark.fuse,
     pytest.mark.root,
     pytest.mark.slow,

@@ -24,6 +24,7 @@ CUTS_PER_STORE = 12
 CUTS_PER_LOST_INDEX = 4
 
 pytestmark = [
+    pytest.mark.unmeasured,
     pytest.mark.fuse,
     pytest.mark.root,
     pytest.mark.slow,

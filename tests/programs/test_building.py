@@ -9,7 +9,7 @@ import pytest
 
 from tests.programs.place import Place, run
 
-pytestmark = [pytest.mark.fuse, pytest.mark.program("make", "cc", "ar")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.program("make", "cc", "ar")]
 
 MAKEFILE = """
 CFLAGS = -O1 -Wall -Werror -MMD -Iinclude

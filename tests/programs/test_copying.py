@@ -16,7 +16,7 @@ import pytest
 
 from tests.programs.place import Place, listing, run
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 MIB = 1 << 20
 IS_ROOT = os.geteuid() == 0

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Scale
 from tests.programs.place import Place, run
 
-pytestmark = [pytest.mark.fuse, pytest.mark.program("fio")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.program("fio")]
 
 ENGINES = {
     "buffered": ["--ioengine=psync"],

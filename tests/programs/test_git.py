@@ -16,7 +16,7 @@ from tests.conftest import Scale
 from tests.fuse.harness import read_until
 from tests.programs.place import Place, listing, run, start_python
 
-pytestmark = [pytest.mark.fuse, pytest.mark.program("git")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.program("git")]
 
 ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",

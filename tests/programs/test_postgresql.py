@@ -26,6 +26,7 @@ from tests.fuse.harness import Daemons, eventually
 from tests.programs.place import Place, run
 
 pytestmark = [
+    pytest.mark.unmeasured,
     pytest.mark.fuse,
     pytest.mark.root,
     pytest.mark.slow,

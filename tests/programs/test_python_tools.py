@@ -14,7 +14,7 @@ import pytest
 
 from tests.programs.place import Place, listing, python, run
 
-pytestmark = [pytest.mark.fuse, pytest.mark.filterwarnings("error")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.filterwarnings("error")]
 
 MODULE_COUNT = 40
 DIST_INFO = "tiny-1.0.dist-info"

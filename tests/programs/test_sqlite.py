@@ -17,7 +17,7 @@ from tests.conftest import Scale
 from tests.fuse.harness import read_until
 from tests.programs.place import Place, python, run, start_python
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 ROWS = 3
 WRITER = """

@@ -15,7 +15,7 @@ import pytest
 
 from tests.programs.place import Place, run
 
-pytestmark = [pytest.mark.fuse, pytest.mark.program("stress-ng")]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.fuse, pytest.mark.program("stress-ng")]
 
 LEFT_OUT = {
     "bind-mount": "mounts / somewhere, and leaves the place that it is given alone",

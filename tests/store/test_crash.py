@@ -21,6 +21,8 @@ from tests.fakes import Crashed, FaultyDisk
 from tests.store.payloads import CHUNK, VIEW, noise, pin
 from tests.store.recount import recount
 
+pytestmark = pytest.mark.unmeasured
+
 
 @dataclass
 class History:
@@ -85,9 +87,9 @@ class History:
         self.unsure = {}
 
 
-def calls_of_a_whole_history(tmp_path: Path) -> int:
+def calls_of_a_whole_history(memory_path: Path) -> int:
     disk = FaultyDisk()
-    History().run(tmp_path / "whole" / "store", disk)
+    History().run(memory_path / "whole" / "store", disk)
     return disk.calls
 
 
@@ -149,12 +151,12 @@ def check_what_is_left(path: Path, history: History) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["nothing", "all", "some"])
-def test_committed_data_survives_a_crash_at_every_call(tmp_path: Path, loss: str) -> None:
-    (tmp_path / "whole").mkdir()
-    calls = calls_of_a_whole_history(tmp_path)
+def test_committed_data_survives_a_crash_at_every_call(memory_path: Path, loss: str) -> None:
+    (memory_path / "whole").mkdir()
+    calls = calls_of_a_whole_history(memory_path)
     assert calls > 60
     for crash_at in range(1, calls + 1):
-        directory = tmp_path / f"{crash_at}"
+        directory = memory_path / f"{crash_at}"
         directory.mkdir()
         history = crash_in_history(directory / "store", crash_at, loss)
         try:

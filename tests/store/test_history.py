@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -21,6 +22,8 @@ from dedupfs.store.rebuild import rebuild
 from dedupfs.store.space import free_dead, punch, release_dead_owners
 from tests.store.payloads import CHUNK, VIEW, noise, piece, put_page
 from tests.store.recount import recount
+
+pytestmark = pytest.mark.unmeasured
 
 SEEDS = st.integers(0, 12)
 

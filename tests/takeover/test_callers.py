@@ -19,7 +19,7 @@ import pytest
 from tests.takeover.conftest import Mount
 from tests.takeover.harness import Supervised, helper
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 SMALL, STAGED = 3000, 1 << 20
 

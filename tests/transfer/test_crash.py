@@ -33,6 +33,8 @@ from tests.maintenance.samples import (
     sound,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 LOSSES = ["nothing", "all", "some"]
 
 Work = Callable[[Store, Path], object]
@@ -70,11 +72,14 @@ def crash_in(work: Work, path: Path, directory: Path, crash_at: int, loss: str) 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("work", [import_second, remove_first])
 def test_a_stop_at_any_call_leaves_a_snapshot_whole_or_not_at_all(
-    work: Work, tmp_path: Path, scale: Scale
+    work: Work, memory_path: Path, scale: Scale
 ) -> None:
     """In the long mode each call has every kind of loss, in the short one one of them in turn."""
-    first, second = make_directory(tmp_path / "first", 1), make_directory(tmp_path / "second", 2)
-    template, path = tmp_path / "template", tmp_path / "store"
+    first, second = (
+        make_directory(memory_path / "first", 1),
+        make_directory(memory_path / "second", 2),
+    )
+    template, path = memory_path / "template", memory_path / "store"
     with Store.create(template, **SMALL) as store:
         import_directory(store, first, "first")
     whole = {"first": read_directory(first), "second": read_directory(second)}
