@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
 _NOISE_BYTES = 4 * MIB
+_MEBIBYTES = range(0, _NOISE_BYTES, MIB)
 _LONG_AGO_NS = 1_700_000_000 * 10**9
 
 
@@ -68,6 +70,45 @@ def _age(top: Path) -> None:
     """Let all files be old: one that was just written is not trusted to be unchanged."""
     for path in [*top.rglob("*"), top]:
         os.utime(path, ns=(_LONG_AGO_NS, _LONG_AGO_NS))
+
+
+def tiny_tree(top: Path, files: int, per_directory: int = 100, seed: int = 1) -> Path:
+    """Make many files of some bytes each: what counts of them is their number."""
+    chance = random.Random(f"tiny {seed}")
+    times = (_LONG_AGO_NS, _LONG_AGO_NS)
+    for start in range(0, files, per_directory):
+        directory = top / f"d{start // per_directory // 100}" / f"e{start // per_directory}"
+        directory.mkdir(parents=True)
+        for number in range(start, min(files, start + per_directory)):
+            path = f"{directory}/f{number}"
+            fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+            os.write(fd, b"%d %x" % (number, chance.getrandbits(64)))
+            os.utime(fd, ns=times)
+            os.close(fd)
+    return top
+
+
+GIT = ("git", "-c", "safe.directory=*")
+
+
+def add_git(top: Path) -> None:
+    """Make a directory the work tree of a repository with one commit of all its files."""
+    subprocess.run([*GIT, "init", "-q", "-b", "main", str(top)], check=True)
+    stream = [b"commit refs/heads/main\ncommitter bench <bench> 1700000000 +0000\ndata 0\n"]
+    for path in sorted(top.rglob("*")):
+        name = path.relative_to(top)
+        if path.is_file() and name.parts[0] != ".git":
+            data = path.read_bytes()
+            stream.append(b"M 100644 inline %s\ndata %d\n" % (os.fsencode(name), len(data)))
+            stream.append(data + b"\n")
+    git = (*GIT, "-C", str(top))
+    subprocess.run([*git, "fast-import", "--quiet"], input=b"".join(stream), check=True)
+    subprocess.run([*git, "reset", "-q", "--mixed", "HEAD"], check=True)
+
+
+def new_pieces(seed: str, length: int) -> list[memoryview]:
+    """Return data that nobody has seen before, in memory, in pieces of 1 MiB."""
+    return [memoryview(data)[at : at + MIB] for data in _noise(seed, length) for at in _MEBIBYTES]
 
 
 def change_files(top: Path, count: int, seed: int) -> int:
@@ -132,6 +173,19 @@ def _header(step: int, tensors: int, size: int) -> bytes:
         }
     text = json.dumps(entries).encode()
     return len(text).to_bytes(8, "little") + text
+
+
+def compressible_file(path: Path, length: int, seed: str, ratio: int = 8) -> Path:
+    """Make a file whose chunks are all different ones and compress to a ``ratio``-th."""
+    piece = 16 << 10
+    chance = random.Random(seed)
+    with path.open("wb") as file:
+        for _ in range(0, length, MIB):
+            noise = chance.randbytes(MIB // ratio)
+            parts = (noise[at : at + piece // ratio] for at in range(0, len(noise), piece // ratio))
+            file.write(b"".join(part * ratio for part in parts))
+    _age(path.parent)
+    return path
 
 
 def _noise(seed: str, length: int) -> Iterator[bytes]:
