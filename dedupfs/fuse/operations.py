@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -43,33 +43,53 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def reply(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+def reply(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Answer the kernel with an errno whenever ``handler`` fails.
 
     pyfuse3 catches nothing but FUSEError: any other exception would end the whole mount.
     """
 
     @functools.wraps(handler)
+    async def answered(*args: Any) -> R:
+        try:
+            return handler(*args)  # type: ignore[call-arg]
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            raise _failure(handler.__name__, args, exc) from exc
+
+    return cast(Callable[P, Coroutine[Any, Any, R]], answered)
+
+
+def reply_later(
+    handler: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Do as ``reply`` does for a handler that may have to wait."""
+
+    @functools.wraps(handler)
     async def answered(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await handler(*args, **kwargs)
-        except NamespaceError as exc:  # ENOENT, EEXIST...: an ordinary answer, nothing to log
-            raise pyfuse3.FUSEError(exc.errno) from exc
         except pyfuse3.FUSEError:
             raise
-        except FileLimitError as exc:  # the caller's mistake alone
-            raise pyfuse3.FUSEError(exc.errno) from exc
-        except StoreFullError as exc:  # the caller is told, and every caller after it
-            log.info("disk full op=%s: %s", handler.__name__, exc)
-            raise pyfuse3.FUSEError(exc.errno) from exc
-        except DedupfsError as exc:
-            log.error("request failed op=%s errno=%d: %s", handler.__name__, exc.errno, exc)
-            raise pyfuse3.FUSEError(exc.errno) from exc
         except Exception as exc:
-            log.critical("bug op=%s args=%r", handler.__name__, args[1:], exc_info=True)
-            raise pyfuse3.FUSEError(errno.EIO) from exc
+            raise _failure(handler.__name__, args, exc) from exc
 
     return answered
+
+
+def _failure(op: str, args: tuple[object, ...], exc: Exception) -> pyfuse3.FUSEError:
+    """Return the answer to a request that failed with ``exc``, and log what must be known."""
+    if isinstance(exc, NamespaceError | FileLimitError):  # ordinary, or the caller's mistake alone
+        return pyfuse3.FUSEError(exc.errno)
+    if isinstance(exc, StoreFullError):  # the caller is told, and every caller after it
+        log.info("disk full op=%s: %s", op, exc)
+        return pyfuse3.FUSEError(exc.errno)
+    if isinstance(exc, DedupfsError):
+        log.error("request failed op=%s errno=%d: %s", op, exc.errno, exc)
+        return pyfuse3.FUSEError(exc.errno)
+    log.critical("bug op=%s args=%r", op, args[1:], exc_info=exc)
+    return pyfuse3.FUSEError(errno.EIO)
 
 
 def traced(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -108,7 +128,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """``done``: requests that daemons before this one had done and not answered."""
         super().__init__()
-        self._done = {repeats.looks(request) for request in done}
+        self.done = {repeats.looks(request) for request in done}
+        self.begin = view.begin_request
         self._view = view
         self._on_init = on_init
         self._in_threads = 0
@@ -128,17 +149,6 @@ class Operations(pyfuse3.Operations):
         """The last request that was dealt with without an await has its answer."""
         self._view.ledger.end()
 
-    def begin(self, opcode: int, inode: int, pid: int) -> None:
-        """Note a request that is about to be done."""
-        self._view.begin_request(opcode, inode, pid)
-
-    def take_done(self, opcode: int, inode: int, pid: int) -> bool:
-        """Whether this request was done by a daemon before this one; said once."""
-        if not self._done or (opcode, inode, pid) not in self._done:
-            return False
-        self._done.remove((opcode, inode, pid))
-        return True
-
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what a name stands for."""
         attr = self._view.lookup(parent_inode, name)
@@ -152,12 +162,14 @@ class Operations(pyfuse3.Operations):
             self._in_threads -= 1
 
     def _timeout_s(self, directory: int) -> float:
-        return VOLATILE_S if self._view.is_volatile(directory) else FOREVER_S
+        if directory == pyfuse3.ROOT_INODE and self._view.is_volatile(directory):
+            return VOLATILE_S
+        return FOREVER_S
 
     # --- names ------------------------------------------------------------------------------------
 
     @reply
-    async def lookup(
+    def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         timeout_s = self._timeout_s(parent_inode)
@@ -170,7 +182,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.MKNOD, repeats.entry_again)
-    async def mknod(
+    def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self._view.mknod(parent_inode, name, mode, rdev, _caller(ctx))
@@ -178,7 +190,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.MKDIR, repeats.entry_again)
-    async def mkdir(
+    def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self._view.mkdir(parent_inode, name, mode, _caller(ctx))
@@ -186,7 +198,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.SYMLINK, repeats.entry_again)
-    async def symlink(
+    def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self._view.symlink(parent_inode, name, target, _caller(ctx))
@@ -194,7 +206,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.LINK, repeats.link_again, inode_at=1)
-    async def link(
+    def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self._view.link(inode, new_parent_inode, new_name)
@@ -202,17 +214,17 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.UNLINK, repeats.nothing_again)
-    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.unlink(parent_inode, name)
 
     @reply
     @repeats.once(repeats.RMDIR, repeats.nothing_again)
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.rmdir(parent_inode, name)
 
     @reply
     @repeats.once(repeats.RENAME, repeats.nothing_again)
-    async def rename(
+    def rename(
         self,
         parent_inode_old: int,
         name_old: bytes,
@@ -224,17 +236,17 @@ class Operations(pyfuse3.Operations):
         self._view.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @reply
-    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+    def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return self._view.readlink(inode)
 
     # --- attributes -------------------------------------------------------------------------------
 
     @reply
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return to_entry(self._view.getattr(inode), self._timeout_s(inode))
 
     @reply
-    async def setattr(
+    def setattr(
         self,
         inode: int,
         attr: pyfuse3.EntryAttributes,
@@ -246,37 +258,35 @@ class Operations(pyfuse3.Operations):
         return to_entry(changed, self._timeout_s(inode))
 
     @reply
-    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+    def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         return True  # with default_permissions the kernel has checked already
 
     @reply
     @repeats.once(repeats.SETXATTR)
-    async def setxattr(
-        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
-    ) -> None:
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         # pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE.
         self._view.setxattr(inode, name, value, is_member=functools.partial(_is_member, ctx))
 
     @reply
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if self.take_done(repeats.SETXATTR, inode, ctx.pid):
+    def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if self.done and repeats.take(self.done, repeats.SETXATTR, inode, ctx.pid):
             raise NoAttributeError("it was not set before this XATTR_CREATE, which is done again")
         return self._view.getxattr(inode, name)
 
     @reply
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+    def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         return self._view.listxattr(inode, privileged=ctx.uid == 0)
 
     @reply
     @repeats.once(repeats.REMOVEXATTR, repeats.nothing_again)
-    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._view.removexattr(inode, name)
 
     # --- files ------------------------------------------------------------------------------------
 
     @reply
     @repeats.once(repeats.CREATE, repeats.create_again)
-    async def create(
+    def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         handle, attr = self._view.create(parent_inode, name, mode, _caller(ctx))
@@ -285,7 +295,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     @repeats.once(repeats.OPEN)
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return self.opened(inode, flags, ctx)
 
     def opened(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -293,7 +303,7 @@ class Operations(pyfuse3.Operations):
         handle = self._view.open(inode, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
-    @reply
+    @reply_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
         data = plan.run_cached()
@@ -309,51 +319,51 @@ class Operations(pyfuse3.Operations):
             return await self._in_thread(again.run)
 
     @reply
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
+    def write(self, fh: int, off: int, buf: bytes) -> int:
         return self._view.write(fh, off, buf)
 
     @reply
-    async def flush(self, fh: int) -> None:
+    def flush(self, fh: int) -> None:
         if self._view.read_only:  # the kernel then spares every close() this request
             raise pyfuse3.FUSEError(errno.ENOSYS)
         self._view.flush(fh)
 
-    @reply
+    @reply_later
     async def fsync(self, fh: int, datasync: bool) -> None:
         plan = self._view.plan_fsync(self._view.inode_of(fh))
         await self._in_thread(plan.run)
 
     @reply
-    async def release(self, fh: int) -> None:
+    def release(self, fh: int) -> None:
         self._view.release(fh)
 
     # --- directories ------------------------------------------------------------------------------
 
     @reply
     @repeats.once(repeats.OPENDIR)
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+    def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         return self._view.opendir(inode)
 
     @reply
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+    def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         timeout_s = self._timeout_s(self._view.directory_of(fh))
         for cookie, name, attr in self._view.readdir(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, to_entry(attr, timeout_s), cookie):
                 break
 
-    @reply
+    @reply_later
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         plan = self._view.plan_fsync(None)  # names are in the view's journal, which is one file
         await self._in_thread(plan.run)
 
     @reply
-    async def releasedir(self, fh: int) -> None:
+    def releasedir(self, fh: int) -> None:
         self._view.releasedir(fh)
 
     # --- the whole --------------------------------------------------------------------------------
 
     @reply
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+    def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         return to_statvfs(self._view.statfs())
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

@@ -10,7 +10,7 @@ fuse_setxattr_in).
 import functools
 import os
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
 import pyfuse3
@@ -25,16 +25,17 @@ _RENAME2 = 45
 _SETXATTR_IN = struct.Struct("<II")  # size, flags
 
 
+Look = tuple[int, int, int]
+"""Opcode, inode and thread: by what a request is known when a handler has it."""
+
+
 class Repeating(Protocol):
     """What the operations of a mount must be able to say and do for this."""
 
-    def begin(self, opcode: int, inode: int, pid: int) -> None:
-        """Note a request that is about to be done."""
-        ...
-
-    def take_done(self, opcode: int, inode: int, pid: int) -> bool:
-        """Whether this request was done by a daemon before this one; said once."""
-        ...
+    begin: Callable[[int, int, int], None]
+    """Note a request (opcode, inode, process id) that is about to be done."""
+    done: set[Look]
+    """What daemons before this one had done and not answered."""
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what a name stands for."""
@@ -45,8 +46,8 @@ class Repeating(Protocol):
         ...
 
 
-Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
-Again = Callable[..., Coroutine[Any, Any, Any]]
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+Again = Callable[..., Any]
 
 
 def once(
@@ -61,34 +62,41 @@ def once(
 
     def wrap(handler: Handler) -> Handler:
         @functools.wraps(handler)
-        async def noted(operations: Repeating, *args: Any) -> Any:
+        def noted(operations: Repeating, *args: Any) -> Any:
             inode, pid = args[inode_at], args[-1].pid
-            done = again is not None and operations.take_done(opcode, inode, pid)
             operations.begin(opcode, inode, pid)
-            if again is not None and done:
-                return await again(operations, *args)
-            return await handler(operations, *args)
+            if operations.done and again and take(operations.done, opcode, inode, pid):
+                return again(operations, *args)
+            return handler(operations, *args)
 
         return cast(Handler, noted)
 
     return wrap
 
 
-async def entry_again(
+def take(done: set[Look], opcode: int, inode: int, pid: int) -> bool:
+    """Whether this request was done by a daemon before this one; said once."""
+    if (opcode, inode, pid) not in done:
+        return False
+    done.remove((opcode, inode, pid))
+    return True
+
+
+def entry_again(
     operations: Repeating, parent_inode: int, name: bytes, *_rest: object
 ) -> pyfuse3.EntryAttributes:
     """Answer what made a name."""
     return operations.entry(parent_inode, name)
 
 
-async def link_again(
+def link_again(
     operations: Repeating, _inode: int, new_parent_inode: int, new_name: bytes, *_rest: object
 ) -> pyfuse3.EntryAttributes:
     """Answer what made one more name."""
     return operations.entry(new_parent_inode, new_name)
 
 
-async def create_again(
+def create_again(
     operations: Repeating,
     parent_inode: int,
     name: bytes,
@@ -101,7 +109,7 @@ async def create_again(
     return operations.opened(entry.st_ino, flags & ~os.O_TRUNC, ctx), entry
 
 
-async def nothing_again(*_args: object) -> None:
+def nothing_again(*_args: object) -> None:
     """Answer what has no answer but that it is done."""
 
 
@@ -117,8 +125,8 @@ def find(request: RequestInHand | None, unanswered: list[Unanswered]) -> Unanswe
     return next((found for found in unanswered if looks(found) == wanted), None)
 
 
-def looks(request: Unanswered) -> tuple[int, int, int]:
-    """Return by what a request is known when a handler has it: opcode, inode, thread.
+def looks(request: Unanswered) -> Look:
+    """Return by what a request is known when a handler has it.
 
     Two that have the first two in common are never under way at once: the kernel holds a lock of
     the directory, or of the inode whose attribute it is.
