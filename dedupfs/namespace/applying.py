@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def apply(state: "ViewState", edit: Edit, time_ns: int) -> None:
     """Apply one edit of names, attributes or numbers to what is in memory."""
     if isinstance(edit, Put):
-        _apply_put(state, state.directory(directory_inode(edit.directory)), edit.entry, time_ns)
+        _apply_put(state, _directory(state, edit.directory), edit.entry, time_ns)
     elif isinstance(edit, Remove):
-        directory = state.directory(directory_inode(edit.directory))
+        directory = _directory(state, edit.directory)
         old = directory.find(edit.name)
         directory.remove(edit.name, edit.hide)
         if not directory.is_links:
@@ -33,7 +33,11 @@ def apply(state: "ViewState", edit: Edit, time_ns: int) -> None:
     elif isinstance(edit, Place):
         _apply_place(state, edit)
     elif isinstance(edit, Attributes):
-        state.directory(directory_inode(edit.directory)).set_attributes(edit.entry)
+        _directory(state, edit.directory).set_attributes(edit.entry)
+
+
+def _directory(state: "ViewState", number: int) -> Directory:
+    return state.directories.get(number) or state.directory(directory_inode(number))
 
 
 def _apply_place(state: "ViewState", edit: Place) -> None:
@@ -54,7 +58,7 @@ def _apply_place(state: "ViewState", edit: Place) -> None:
 def _apply_put(state: "ViewState", holder: Directory, entry: TreeEntry, time_ns: int) -> None:
     old = holder.find(entry.name)
     holder.put(entry)
-    if not holder.is_links:
+    if (old is None or old.slot != entry.slot or old.mode != entry.mode) and not holder.is_links:
         if old is None or old.slot != entry.slot:
             holder.touch(time_ns)
         were = old is not None and old.is_directory

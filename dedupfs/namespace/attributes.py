@@ -52,8 +52,15 @@ class AttrChange(msgspec.Struct, frozen=True):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
-        asked = (self.mode, self.uid, self.gid, self.size)
-        return asked == (None,) * 4 and (self.atime_ns, self.mtime_ns, self.ctime_ns) == (None,) * 3
+        return (
+            self.mode is None
+            and self.mtime_ns is None
+            and self.size is None
+            and self.uid is None
+            and self.gid is None
+            and self.atime_ns is None
+            and self.ctime_ns is None
+        )
 
 
 def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
@@ -88,8 +95,8 @@ def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) 
     state.record(now_ns, [Put(holder.number, named)])
 
 
-def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> None:
-    """Change attributes; size first, since it can fail.
+def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> TreeEntry:
+    """Change attributes, and return all of them; size first, since it can fail.
 
     Raises:
         IsADirectoryNameError, InvalidError: a size for what is no regular file.
@@ -103,7 +110,7 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
     xattrs = entry.xattrs
     if change.mode is not None:
         mode = stat.S_IFMT(entry.mode) | stat.S_IMODE(change.mode)
-        access = dict(xattrs).get(acl.ACCESS)
+        access = dict(xattrs).get(acl.ACCESS) if xattrs else None
         if access is not None:
             xattrs = with_xattr(xattrs, acl.ACCESS, acl.acl_with_mode(access, mode))
         fields["mode"] = mode
@@ -122,8 +129,10 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> N
     if fields or xattrs is not entry.xattrs:
         fields["xattrs"] = xattrs
         fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
-        put_attributes(state, inode, msgspec.structs.replace(entry, **fields), now_ns)
+        entry = msgspec.structs.replace(entry, **fields)
+        put_attributes(state, inode, entry, now_ns)
     state.uncapped = None
+    return entry
 
 
 def _given_away(state: ViewState, inode: int, entry: TreeEntry, change: AttrChange) -> int:
@@ -194,7 +203,7 @@ def with_xattr(
     xattrs: tuple[tuple[bytes, bytes], ...], name: bytes, value: bytes | None
 ) -> tuple[tuple[bytes, bytes], ...]:
     """Return sorted attributes with ``name`` set to ``value``, or removed when that is None."""
-    if value is None and all(name != key for key, _ in xattrs):
+    if value is None and (not xattrs or all(name != key for key, _ in xattrs)):
         return xattrs
     kept = [(key, old) for key, old in xattrs if key != name]
     if value is not None:

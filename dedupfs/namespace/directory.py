@@ -72,8 +72,9 @@ class Directory:
 
     def find(self, name: bytes) -> TreeEntry | None:
         """Return the entry called ``name`` as it is now, or None."""
-        if name in self.changes:
-            return self.changes[name]
+        entry = self.changes.get(name)
+        if entry is not None or name in self.changes or not self.entry.content:
+            return entry
         return self._trees.find(tree_id_of(self.entry), name)
 
     def by_slot(self, slot: int) -> TreeEntry | None:
@@ -83,6 +84,8 @@ class Directory:
             entry = self.changes.get(name)
             if entry is not None and entry.slot == slot:
                 return entry
+        if not self.entry.content:
+            return None
         entry = self._trees.by_slot(tree_id_of(self.entry), slot)
         if entry is None or entry.name in self.changes:
             return None
@@ -109,7 +112,8 @@ class Directory:
         """Make ``entry`` what its name stands for."""
         self.changes[entry.name] = entry
         self._changed_slots[entry.slot] = entry.name
-        self.next_slot = max(self.next_slot, entry.slot + 1)
+        if entry.slot >= self.next_slot:
+            self.next_slot = entry.slot + 1
         self.dirty = True
 
     def remove(self, name: bytes, hide: int = 0) -> None:

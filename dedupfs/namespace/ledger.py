@@ -30,9 +30,9 @@ _SLOTS_MAX = 1 << _SLOT_BITS
 _SLOTS_OFFSET = 4096
 _COUNTERS = struct.Struct("<QQ")
 _REQUEST_OFFSET = 16
-_REQUEST = struct.Struct("<QQQQI")
+_REQUEST = struct.Struct("<QQQQII")
 _HANDLE_OFFSET = _REQUEST_OFFSET + 24
-_OPCODE_OFFSET = _REQUEST_OFFSET + _REQUEST.size
+_OPCODE_OFFSET = _REQUEST_OFFSET + _REQUEST.size - 4
 _INIT_OFFSET = 64
 _DONE_OFFSET = 3072
 _DONE_MAX = 64
@@ -146,11 +146,17 @@ class Ledger:
 
     # --- the request in hand ---------------------------------------------------------------------
 
-    def begin(self, opcode: int, inode: int, pid: int, position: tuple[int, int]) -> None:
-        """Say what is about to be done; ``position``: the journal's generation and length."""
-        memory = self._memory
-        _REQUEST.pack_into(memory, _REQUEST_OFFSET, inode, *position, 0, pid)
-        _U32.pack_into(memory, _OPCODE_OFFSET, opcode)
+    def begin(
+        self, opcode: int, inode: int, pid: int, journal_generation: int, journal_bytes: int
+    ) -> None:
+        """Say what is about to be done, and where the journal is.
+
+        ``pack_into`` zeroes all of it and stores one field after the other, the opcode last.
+        """
+        position = _REQUEST_OFFSET
+        _REQUEST.pack_into(
+            self._memory, position, inode, journal_generation, journal_bytes, 0, pid, opcode
+        )
 
     def end(self) -> None:
         """The last request was answered."""
@@ -162,7 +168,9 @@ class Ledger:
         (opcode,) = _U32.unpack_from(self._memory, _OPCODE_OFFSET)
         if not opcode:
             return None
-        inode, generation, length, handle, pid = _REQUEST.unpack_from(self._memory, _REQUEST_OFFSET)
+        inode, generation, length, handle, pid, _ = _REQUEST.unpack_from(
+            self._memory, _REQUEST_OFFSET
+        )
         return RequestInHand(opcode, inode, pid, generation, length, handle)
 
     def note_done(self, unique: int) -> None:

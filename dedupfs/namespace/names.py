@@ -43,10 +43,11 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class _Gone(msgspec.Struct, frozen=True):
-    """An inode that is about to lose its last name."""
+    """An inode that is about to lose its last name; ``placed``: its number had to be noted."""
 
     inode: int
     entry: TreeEntry
+    placed: bool = True
 
 
 def find(parent: Directory, name: bytes) -> TreeEntry:
@@ -107,7 +108,7 @@ def _inherit(
     """Return mode and ACLs of a new object: a default ACL replaces the umask, acl(5)."""
     if stat.S_ISLNK(mode):
         return mode, ()
-    default = dict(parent.entry.xattrs).get(acl.DEFAULT)
+    default = dict(parent.entry.xattrs).get(acl.DEFAULT) if parent.entry.xattrs else None
     if default is None:
         return mode & ~umask, ()
     mode, access = acl.inherit(default, mode)
@@ -197,7 +198,8 @@ def _drop(
         nameless = msgspec.structs.replace(file.named_entry(), nlink=0, ctime_ns=now_ns)
         edits.append(Orphan(inode, nameless))
     left = inode_entry if file is None else file.current_entry()
-    return edits, _Gone(inode, msgspec.structs.replace(left, nlink=0, ctime_ns=now_ns))
+    left = msgspec.structs.replace(left, nlink=0, ctime_ns=now_ns)
+    return edits, _Gone(inode, left, inode_entry.slot in holder.places)
 
 
 def _gone(child: Directory, now_ns: int) -> Orphan:
@@ -217,7 +219,8 @@ def _forget(state: ViewState, gone: _Gone | None, now_ns: int) -> None:
         directory.set_attributes(msgspec.structs.replace(directory.entry, ctime_ns=now_ns))
         return
     state.keep_nameless(inode, gone.entry)
-    state.inodes.forget(inode)
+    if gone.placed:
+        state.inodes.forget(inode)
 
 
 def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None:

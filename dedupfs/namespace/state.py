@@ -17,7 +17,7 @@ from dedupfs.errors import (
     StoreFullError,
 )
 from dedupfs.format.journal import Attributes, Edit, NameEdit, Orphan, Place, Put, Remove
-from dedupfs.model import HOLE, Attr, Extent, RecordId, TreeEntry
+from dedupfs.model import HOLE, LINK_MODE, Attr, Extent, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
     CATALOG_SLOTS_START,
@@ -128,12 +128,12 @@ class ViewState:
         Raises:
             StaleError: nothing has this number.
         """
-        if not is_directory_inode(inode):  # most never moved: no look into the index for them
+        slot = inode & LINKS_SLOT
+        if slot and inode != ROOT_INODE:  # most never moved: no look into the index for them
             first = self.directories.get(inode >> SLOT_BITS)
-            slot = inode & LINKS_SLOT
             if first is not None and slot not in first.places:
                 found = first.by_slot(slot)
-                if found is not None and not found.is_link:
+                if found is not None and found.mode != LINK_MODE:
                     return first, found
         number, slot = self.inodes.home_of(inode)
         if number == directory_number(inode) and is_directory_inode(inode):
@@ -194,13 +194,13 @@ class ViewState:
 
     def inode_of(self, holder: Directory, entry: TreeEntry) -> int:
         """Return the inode number of an entry, giving a directory its own when it has none."""
-        if entry.is_link:
+        if entry.mode == LINK_MODE:
             holder, entry = self.resolve(holder, entry)
-        placed = holder.places.get(entry.slot)
-        if placed is not None:
-            return placed
-        if entry.slot <= SLOT_MAX and not entry.is_directory:
-            return holder.number << SLOT_BITS | entry.slot
+        slot = entry.slot
+        if slot in holder.places:
+            return holder.places[slot]
+        if slot <= SLOT_MAX and not stat.S_ISDIR(entry.mode):
+            return holder.number << SLOT_BITS | slot
         inode = directory_inode(self.inodes.new_number())
         place = Place(inode, holder.number, entry.slot)
         try:
@@ -234,10 +234,13 @@ class ViewState:
 
     def attr(self, inode: int) -> Attr:
         """Return what stat(2) answers for ``inode``."""
+        return self.attr_as(inode, self.entry_of(inode))
+
+    def attr_as(self, inode: int, entry: TreeEntry) -> Attr:
+        """Return what stat(2) answers for ``inode``, whose entry is known to be this one."""
         file = self.files.get(inode)
         if file is not None:
-            return self._attr(inode, file.current_entry(), 0 if file.orphan else None)
-        entry = self.entry_of(inode)
+            return self._attr(inode, entry, 0 if file.orphan else None)
         if inode == ROOT_INODE:
             return self._attr(inode, entry, self.root.nlink)
         directory = self.directories.get(directory_number(inode)) if entry.is_directory else None
@@ -245,7 +248,8 @@ class ViewState:
 
     def attr_of(self, holder: Directory, entry: TreeEntry) -> Attr:
         """Return what stat(2) answers for an entry of ``holder``."""
-        holder, entry = self.resolve(holder, entry)
+        if entry.mode == LINK_MODE:
+            holder, entry = self.resolve(holder, entry)
         inode = self.inode_of(holder, entry)
         file = self.files.get(inode)
         if file is not None:
@@ -258,19 +262,23 @@ class ViewState:
 
     @staticmethod
     def _attr(inode: int, entry: TreeEntry, nlink: int | None) -> Attr:
-        is_directory = stat.S_ISDIR(entry.mode)
+        if stat.S_ISDIR(entry.mode):
+            size, blocks = DIRECTORY_BYTES, 0
+        else:
+            size = entry.size
+            blocks = -(-(size - entry.hole_bytes) // BLOCK_BYTES)
         return Attr(
-            inode=inode,
-            mode=entry.mode,
-            nlink=entry.nlink if nlink is None else nlink,
-            uid=entry.uid,
-            gid=entry.gid,
-            rdev=entry.rdev,
-            size=DIRECTORY_BYTES if is_directory else entry.size,
-            stored_blocks=0 if is_directory else -(-(entry.size - entry.hole_bytes) // BLOCK_BYTES),
-            atime_ns=entry.accessed_ns,
-            mtime_ns=entry.mtime_ns,
-            ctime_ns=entry.ctime_ns or entry.mtime_ns,
+            inode,
+            entry.mode,
+            entry.nlink if nlink is None else nlink,
+            entry.uid,
+            entry.gid,
+            entry.rdev,
+            size,
+            blocks,
+            entry.accessed_ns,
+            entry.mtime_ns,
+            entry.ctime_ns or entry.mtime_ns,
         )
 
     # --- changing things -------------------------------------------------------------------------
@@ -420,8 +428,7 @@ class ViewState:
             self.nameless[inode] = entry
             return
         if file is None:
-            file = OpenFile(self.store, self, inode, entry)
-            self.files[inode] = file
+            file = self.open_new(inode, entry)
         file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
         file.entry = entry
         file.orphan = True
@@ -440,9 +447,11 @@ class ViewState:
             StaleError: nothing has this number.
         """
         file = self.files.get(inode)
-        if file is None:
-            file = OpenFile(self.store, self, inode, self.locate(inode)[1])
-            self.files[inode] = file
+        return self.open_new(inode, self.locate(inode)[1]) if file is None else file
+
+    def open_new(self, inode: int, entry: TreeEntry) -> OpenFile:
+        """Make the object of a regular file that has none."""
+        file = self.files[inode] = OpenFile(self.store, self, inode, entry)
         return file
 
     def open_ids(self, inode: int) -> list[RecordId]:

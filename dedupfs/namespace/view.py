@@ -137,8 +137,10 @@ class View:
     def begin_request(self, opcode: int, inode: int, pid: int) -> None:
         """Note what is about to be done, until ``ledger.end``."""
         journal = self._state.journal
-        position = (journal.generation, journal.size) if journal is not None else (0, 0)
-        self.ledger.begin(opcode, inode, pid, position)
+        if journal is None:
+            self.ledger.begin(opcode, inode, pid, 0, 0)
+        else:
+            self.ledger.begin(opcode, inode, pid, journal.generation, journal.size)
 
     @property
     def read_only(self) -> bool:
@@ -179,9 +181,14 @@ class View:
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attr]:
         """Make a regular file and open it; return its handle and attributes."""
-        attr = self.mknod(parent, name, mode & 0o7777 | 0o100000, 0, caller)
-        file = self._state.open_file(attr.inode)
-        return self._handles.open_object(file, privileged=caller.uid == 0), attr
+        now_ns = self._now()
+        state = self._state
+        directory = state.directory(parent)
+        fresh = TreeEntry(name=name, slot=0, mode=mode & 0o7777 | 0o100000)
+        entry = names.make(state, directory, fresh, caller, now_ns)
+        file = state.open_new(state.inode_of(directory, entry), entry)
+        handle = self._handles.open_object(file, privileged=caller.uid == 0)
+        return handle, state.attr_as(file.inode, entry)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attr:
         """Make a file of any type but directory and symlink."""
@@ -248,8 +255,8 @@ class View:
 
     def setattr(self, inode: int, change: AttrChange) -> Attr:
         """Change attributes; return all of them."""
-        attributes.setattr_(self._state, inode, change, self._now())
-        attr = self._state.attr(inode)
+        entry = attributes.setattr_(self._state, inode, change, self._now())
+        attr = self._state.attr_as(inode, entry)
         if change.mtime_ns is not None or change.size is not None:
             noted_ns = 0 if change.mtime_ns is not None else attr.mtime_ns
             self._handles.note_mtime(inode, noted_ns)

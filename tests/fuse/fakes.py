@@ -277,7 +277,7 @@ class FakeView:
         return Handover(self.name, b"", b"", {})
 
     def begin_request(self, opcode: int, inode: int, pid: int) -> None:
-        self.ledger.begin(opcode, inode, pid, (0, 0))
+        self.ledger.begin(opcode, inode, pid, 0, 0)
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, Attr]]:
         self._call("readdir")

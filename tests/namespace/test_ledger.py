@@ -49,7 +49,7 @@ def test_a_handle_is_never_given_twice_and_closes_once() -> None:
 def test_the_request_in_hand_is_told_until_it_is_answered() -> None:
     ledger = Ledger()
     assert ledger.request is None
-    ledger.begin(9, 1, 1234, (3, 500))
+    ledger.begin(9, 1, 1234, 3, 500)
     handle = ledger.open(7, 0)
     request = successor(ledger).request
     assert request is not None
@@ -58,7 +58,7 @@ def test_the_request_in_hand_is_told_until_it_is_answered() -> None:
     assert request.handle == handle
     ledger.end()
     assert successor(ledger).request is None
-    ledger.begin(12, 1, 1234, (3, 600))
+    ledger.begin(12, 1, 1234, 3, 600)
     later = successor(ledger).request
     assert later is not None
     assert later.handle == 0
