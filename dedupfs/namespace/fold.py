@@ -300,7 +300,6 @@ class Folder:
         state.owned.clear()
         if state.journal is not None:
             state.journal.ready.clear()
-            state.journal.ready_files.clear()
 
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""

@@ -45,9 +45,7 @@ class Journal:
         self.declared: set[int] = set()
         """Inodes whose place this journal states, so that it can be read without the index."""
         self.ready: set[int] = set()
-        """Directories (by number) and ..."""
-        self.ready_files: set[int] = set()
-        """... files of which edits can follow: what must be said before them has been said."""
+        """Directories, by number, that edits can speak of: what must come before is said."""
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: JournalHeader) -> "Journal":

@@ -363,13 +363,14 @@ class ViewState:
         if file is not None and file.orphan:  # for a daemon that takes over; no place to declare
             self._append(time_ns, (), (), edits)
             return
-        if inode in self.journal.ready_files:
+        number = self.locate(inode)[0].number
+        if number == inode >> SLOT_BITS and number in self.journal.ready:
             self.journal.append(time_ns, edits)
             self.edit_count += len(edits)
             return
-        self.materialize(self.inodes.home_of(inode)[0])
+        self.materialize(number)
         self._append(time_ns, (), (inode,), edits)
-        self.journal.ready_files.add(inode)
+        self.journal.ready.add(number)
 
     def append_orphan(self, inode: int, entry: TreeEntry | None, time_ns: int) -> None:
         """Journal what an inode without a name is now; None: a directory that nobody is in."""
