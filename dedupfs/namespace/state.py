@@ -326,16 +326,18 @@ class ViewState:
         if number in self.owned or not isinstance(self.root, CatalogDirectory):
             return
         top = self.directory(directory_inode(number))
+        path = {number}
         while top.parent is not None and top.parent is not self.root:
             top = top.parent
             if top.number in self.owned:  # and so is all that is below it
-                self.owned.add(number)
+                self.owned |= path
                 return
+            path.add(top.number)
         if top is not self.root:
             slot = self.inodes.home_of(top.inode)[1]
             if slot < CATALOG_SLOTS_START and not self.root.stands_in(slot):
                 self._take_over(top, slot)
-        self.owned.add(number)
+        self.owned |= path
 
     def _take_over(self, top: Directory, slot: int) -> None:
         entry = self.root.by_slot(slot)  # it may have another name than when it was first seen
