@@ -130,6 +130,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.done = {repeats.looks(request) for request in done}
         self.begin = view.begin_request
+        self.answered = view.ledger.end
+        """The last request that was dealt with without an await has its answer."""
         self._view = view
         self._on_init = on_init
         self._in_threads = 0
@@ -144,10 +146,6 @@ class Operations(pyfuse3.Operations):
     def is_idle(self) -> bool:
         """Whether no request waits for a thread."""
         return self._in_threads == 0
-
-    def answered(self) -> None:
-        """The last request that was dealt with without an await has its answer."""
-        self._view.ledger.end()
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what a name stands for."""
