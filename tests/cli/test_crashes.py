@@ -32,6 +32,7 @@ def test_a_crash_is_one_line_and_exit_code_3(name: str, where: str) -> None:
     assert name in line
 
 
+@pytest.mark.unmeasured
 def test_zeroed_pages_of_the_index_are_one_line(run: Run, store_path: Path, data: Path) -> None:
     """As a disk leaves them; LMDB gives up with an assertion, which it tells in its own way."""
     for number in range(10):
