@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from os import statvfs
 
 from tests.fuse.harness import Mounted
@@ -50,6 +50,22 @@ class Counted:
 
     def close(self) -> None:
         self._log.close()
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether the kernel keeps what is written until a close (FUSE_WRITEBACK_CACHE).
+
+        It then owns size and times of regular files, so it tells us of times that calls change, and
+        does not believe how many blocks a file has once it was closed (fs/fuse/file.c, fuse_flush).
+        """
+
+        def write_twice() -> None:
+            with (self.path / "gathered").open("wb", buffering=0) as file:
+                file.write(b"one")
+                file.write(b"two")
+
+        asked = [] if self.read_only else [ask.name for ask in self.requests(write_twice)]
+        return asked.count("write") == 1
 
     def requests(self, call: Callable[[], object]) -> list[Request]:
         """Return what the kernel asks while ``call`` runs, and because of it."""
