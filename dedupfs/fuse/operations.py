@@ -322,9 +322,10 @@ class Operations(pyfuse3.Operations):
 
     @reply
     def flush(self, fh: int) -> None:
-        if self._view.read_only:  # the kernel then spares every close() this request
-            raise pyfuse3.FUSEError(errno.ENOSYS)
-        self._view.flush(fh)
+        # The kernel then spares every close() this request. Each write was answered when it was in
+        # the journal or the staging file, so a close has no failure of ours to tell; those of the
+        # kernel's own writing back it tells by itself (fs/fuse/file.c, fuse_flush).
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @reply_later
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -356,9 +356,6 @@ class View:
                     continue
             self._room.require(length)
 
-    def flush(self, handle: int) -> None:
-        """A descriptor is being closed: everything was written down when it was written."""
-
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""
         self._handles.release(handle)

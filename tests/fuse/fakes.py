@@ -246,9 +246,6 @@ class FakeView:
         node.attr = replace(node.attr, size=len(node.data))
         return len(data)
 
-    def flush(self, handle: int) -> None:
-        self._call("flush")
-
     def release(self, handle: int) -> None:
         self._call("release")
         del self.handles[handle]

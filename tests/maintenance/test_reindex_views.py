@@ -31,7 +31,6 @@ ROOT = Caller(0, 0)
 def write_file(view: View, name: bytes, data: bytes) -> None:
     handle, _attr = view.create(1, name, 0o644, ROOT)
     view.write(handle, 0, data)
-    view.flush(handle)
     view.plan_fsync(view.inode_of(handle)).run()
     view.release(handle)
 
