@@ -229,9 +229,16 @@ class FaultyDisk:
         self._alive()
         return self.inner.pread(file, length, offset)
 
-    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+    def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
         self._alive()
-        return self.inner.pread_cached(file, buffer, offset)
+        return self.inner.preadv(file, buffers, offset)
+
+    def will_need(self, file: File, start: int, stop: int) -> None:
+        self.inner.will_need(file, start, stop)
+
+    def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
+        self._alive()
+        return self.inner.preadv_cached(file, buffers, offset)
 
     def touch(self, file: File, mtime_ns: int) -> None:
         self._alive()

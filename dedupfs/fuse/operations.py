@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import pyfuse3
 import trio
 
+from dedupfs.chunking import Buffer
 from dedupfs.errors import (
     DedupfsError,
     FileLimitError,
@@ -303,10 +304,13 @@ class Operations(pyfuse3.Operations):
 
     @reply_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        return cast(bytes, await self._read(fh, off, size))  # pyfuse3 takes any buffer
+
+    async def _read(self, fh: int, off: int, size: int) -> Buffer:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
         data = plan.run_cached()
         if data is not None:
-            return data
+            return data  # pyfuse3 answers before anything else runs that could use its memory
         try:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
             return await self._in_thread(plan.run)
         except StoreError:

@@ -26,7 +26,8 @@ from dedupfs.model import Attr
 from dedupfs.namespace.attributes import drop_privileges, note_same_size, put_attributes
 from dedupfs.namespace.directory import Directory
 from dedupfs.namespace.ledger import DIRECTORY, PRIVILEGED, Ledger
-from dedupfs.namespace.openfile import OpenFile, ReadPlan
+from dedupfs.namespace.openfile import OpenFile
+from dedupfs.namespace.readplan import ReadPlan
 from dedupfs.namespace.state import ViewState
 
 log = logging.getLogger(__name__)

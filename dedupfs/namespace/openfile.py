@@ -18,6 +18,7 @@ from dedupfs.format.tree import encode_extents
 from dedupfs.model import ATIME_EPOCH_NS, FILE_BYTES_MAX, HOLE, Extent, RecordId, TreeEntry
 from dedupfs.namespace.contents import hole_bytes, load_recipe
 from dedupfs.namespace.ordered import OrderedCutter
+from dedupfs.namespace.readplan import ReadPlan
 from dedupfs.namespace.staging import Staging
 from dedupfs.ranges import Ranges
 from dedupfs.recipe import Piece, Recipe, hole_extents
@@ -45,37 +46,6 @@ class FileLog(Protocol):
 
     def sync_journal(self) -> None:
         """Make what was journaled durable: before blocks are given up that it speaks of."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPlan:
-    """What one read needs; frozen, so it may run in a thread while the file changes."""
-
-    store: Store
-    parts: tuple[bytes | tuple[Piece, ...], ...]
-
-    def run_cached(self) -> bytes | None:
-        """Return the bytes if none of them must be waited for."""
-        if len(self.parts) == 1:
-            part = self.parts[0]
-            return part if isinstance(part, bytes) else self.store.read_cached(part)
-        found = []
-        for part in self.parts:
-            data = part if isinstance(part, bytes) else self.store.read_cached(part)
-            if data is None:
-                return None
-            found.append(data)
-        return b"".join(found)
-
-    def run(self) -> bytes:
-        """Return the bytes, waiting for the disk where needed.
-
-        Raises:
-            CorruptError, MissingRecordError, StoreError: they cannot be had.
-        """
-        return b"".join(
-            part if isinstance(part, bytes) else self.store.read(part) for part in self.parts
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dedupfs.namespace.handover import LEDGER, NUMBERS, OWNER, VIEW_LOCK, Handov
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare, take_over
 from dedupfs.namespace.names import Caller
-from dedupfs.namespace.openfile import ReadPlan
+from dedupfs.namespace.readplan import ReadPlan
 from dedupfs.namespace.room import Room
 from dedupfs.namespace.views import delete_view
 from dedupfs.store.space import free_dead, punch

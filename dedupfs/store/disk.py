@@ -94,8 +94,17 @@ class Disk(Protocol):
         """Read up to ``length`` bytes; fewer only at the end of the file."""
         ...
 
-    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
-        """Fill ``buffer`` if the page cache has it all, else return False at once."""
+    def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill ``buffers`` one behind the other; return how many bytes there were: fewer only at
+        the end of the file."""
+        ...
+
+    def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
+        """Fill ``buffers`` if the page cache has all of it, else return False at once."""
+        ...
+
+    def will_need(self, file: File, start: int, stop: int) -> None:
+        """Begin to read ``[start, stop)`` into the page cache, without waiting for it."""
         ...
 
     def size(self, file: File) -> int:
@@ -228,15 +237,39 @@ class RealDisk:
         except OSError as exc:
             raise _translate(exc, "cannot read", file.path) from exc
 
-    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
+    def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
+        rest = list(buffers)
+        done = 0
         try:
-            return os.preadv(file.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+            while rest:
+                got = os.preadv(file.fd, rest[:_IOV_MAX], offset + done)
+                if not got:
+                    break
+                done += got
+                while rest and got >= len(rest[0]):
+                    got -= len(rest.pop(0))
+                if got:
+                    rest[0] = rest[0][got:]
+        except OverflowError as exc:  # a damaged row may say anything
+            raise StoreError(f"cannot read at {offset} of {file.path}") from exc
+        except OSError as exc:
+            raise _translate(exc, "cannot read", file.path) from exc
+        return done
+
+    def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
+        try:
+            got = os.preadv(file.fd, buffers, offset, os.RWF_NOWAIT)
         except OverflowError:
             return False  # the slow way will say what is wrong
         except OSError as exc:
             if exc.errno in _NOT_NOW:
                 return False
             raise _translate(exc, "cannot read", file.path) from exc
+        return got == sum([len(buffer) for buffer in buffers])
+
+    def will_need(self, file: File, start: int, stop: int) -> None:
+        with suppress(OSError, OverflowError):  # only advice
+            os.posix_fadvise(file.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def size(self, file: File) -> int:
         with _translated("cannot stat", file.path):

@@ -1,23 +1,25 @@
 """Payloads out of packs: merged reads, verification on first touch, decoded zstd chunks.
 
+A read puts bytes where the caller wants them, without a copy in between where the chunks are raw.
 Thread-safe. Knows no index (rows are handed in by a function) and no names. Source:
 docs/format.md, "Packs"; docs/architecture.md, "Reading".
 """
 
+import mmap
 import threading
-from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError
-from dedupfs.format.keys import REFERENCES_OFFSET, unpack_record_row
+from dedupfs.format.keys import unpack_record_row
 from dedupfs.format.pack import CHUNK_BYTES_MAX
 from dedupfs.model import HOLE, Codec, RecordId, RecordKind
 from dedupfs.recipe import Piece
 from dedupfs.store import codec as codecs
+from dedupfs.store.ahead import ReadAhead
 from dedupfs.store.disk import Buffer, Disk, File
 from dedupfs.store.packs import PackFiles
+from dedupfs.store.remembered import Decoded, Verified, row_key
 
 Digest = Callable[[RecordKind, Buffer, int], RecordId]
 """kind, payload, salt -> id."""
@@ -31,105 +33,41 @@ Unflushed = Callable[[int, int, int], bytes | None]
 _GAP_BYTES_MAX = 4096
 """Two reads this close in one pack are one: a record header costs less than a system call."""
 _RUN_BYTES_MAX = 8 << 20
-_DECODED_BYTES_MAX = 32 << 20
+_RUN_WANTS_MAX = 200
 _KINDS = frozenset(int(kind) for kind in RecordKind)
-_VERIFIED_SLOTS_MIN = 1 << 12
-_VERIFIED_SLOTS_MAX = 1 << 24
+_SCRATCH_BYTES = 1 << 20
+"""The longest read that the kernel asks for (max_write and read-ahead are as long)."""
+_LINE_BYTES = 64
+_GAP = memoryview(bytearray(_GAP_BYTES_MAX))
+"""Takes what lies between two records; nobody looks at it."""
 
 
-def _key(record_id: bytes, row: bytes) -> bytes:
-    """Return the id and all that its row says but the count of references, which changes."""
-    return record_id + row[:REFERENCES_OFFSET]
+class _Scratch(threading.local):
+    """Memory that is used again for each cached read of a thread: faulting it in costs as much as
+    reading it does.
 
-
-class _Verified:
-    """Which records this process has verified, each at the very place that its row names.
-
-    A row that says something else by now (a damaged index does) is another key, so that what it
-    points at is verified anew. Eight bytes of hash a record, in a table that forgets one of two
-    that want the same slot: that one is verified once more.
+    It begins a cache line behind a page: 16 bytes behind one, where malloc puts what is large,
+    copying from the page cache was measured to take 1.7 times as long.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._keys = array("q", bytes(8 * _VERIFIED_SLOTS_MIN))
-        self._count = 0
-
-    def covers(self, record_id: bytes, row: bytes) -> bool:
-        key = hash(_key(record_id, row)) or 1
-        with self._lock:
-            return self._keys[key % len(self._keys)] == key
-
-    def add(self, record_id: bytes, row: bytes) -> None:
-        key = hash(_key(record_id, row)) or 1
-        with self._lock:
-            if self._count * 2 >= len(self._keys) < _VERIFIED_SLOTS_MAX:
-                self._grow()
-            self._put(key)
-
-    def _put(self, key: int) -> None:
-        slot = key % len(self._keys)
-        self._count += not self._keys[slot]
-        self._keys[slot] = key
-
-    def _grow(self) -> None:
-        keys = self._keys
-        self._keys, self._count = array("q", bytes(8 * 4 * len(keys))), 0
-        for key in keys:
-            if key:
-                self._put(key)
-
-    def forget(self) -> None:
-        """Forget all: it is not known which records lay in a pack that goes, and that is rare."""
-        with self._lock:
-            self._clear()
+        self.view = memoryview(mmap.mmap(-1, _LINE_BYTES + _SCRATCH_BYTES))[_LINE_BYTES:]
 
 
-class _Decoded:
-    """The payloads of the zstd chunks used last, bounded by bytes."""
+class _Want(NamedTuple):
+    """Bytes ``[start, stop)`` of a pack, read into ``target``, for the place ``out_start``.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._bytes = 0
-        self._payloads: OrderedDict[bytes, Buffer] = OrderedDict()
-
-    def get(self, key: bytes) -> Buffer | None:
-        with self._lock:
-            payload = self._payloads.get(key)
-            if payload is not None:
-                self._payloads.move_to_end(key)
-            return payload
-
-    def add(self, key: bytes, payload: Buffer) -> None:
-        with self._lock:
-            if key not in self._payloads:
-                self._payloads[key] = payload
-                self._bytes += len(payload)
-            while self._bytes > _DECODED_BYTES_MAX:
-                self._bytes -= len(self._payloads.popitem(last=False)[1])
-
-    def clear(self) -> None:
-        with self._lock:
-            self._payloads.clear()
-            self._bytes = 0
-
-
-@dataclass(slots=True)
-class _Want:
-    """Bytes ``[start, stop)`` of a pack, of which one piece is made.
-
-    ``whole``: the range is the whole stored record, to be decoded or verified.
+    ``whole``: they are a whole stored record, to be verified or decoded; then ``target`` may be
+    memory of its own, from which the piece is cut.
     """
 
-    index: int
-    piece: Piece
-    row: bytes
     pack: int
     start: int
     stop: int
+    target: memoryview
+    out_start: int
+    piece: Piece
+    row: bytes
     whole: bool
 
 
@@ -144,108 +82,143 @@ class Reader:
         self._digest = digest
         self._rows = rows
         self._unflushed = unflushed
-        self._verified = _Verified()
-        self._decoded = _Decoded()
+        self._verified = Verified()
+        self._decoded = Decoded()
+        self._ahead = ReadAhead(disk)
+        self._scratch = _Scratch()
 
     def read(self, pieces: Sequence[Piece]) -> bytes:
         """Return the bytes of ``pieces``, one behind the other; see ``Store.read``."""
-        data = self._read_fresh(pieces, self._fetch)
-        assert data is not None
-        return data
+        found = bytearray(sum([piece.length for piece in pieces]))
+        self._read_fresh(pieces, memoryview(found), self._fetch)
+        return bytes(found)
 
-    def read_cached(self, pieces: Sequence[Piece]) -> bytes | None:
-        """Return the bytes of ``pieces`` if the page cache has all of them, else None."""
-        return self._read_fresh(pieces, self._fetch_cached)
+    def read_cached(self, pieces: Sequence[Piece]) -> Buffer | None:
+        """Return the bytes of ``pieces`` if the page cache has all of them, else None.
 
-    def _read_fresh(self, pieces: Sequence[Piece], fetch: "_Fetch") -> bytes | None:
+        They are there until this thread's next call.
+        """
+        length = sum([piece.length for piece in pieces])
+        if length <= _SCRATCH_BYTES:
+            found = self._scratch.view[:length]
+        else:
+            found = memoryview(bytearray(length))
+        return found if self._read_fresh(pieces, found, self._fetch_cached) else None
+
+    def _read_fresh(self, pieces: Sequence[Piece], out: memoryview, fetch: "_Fetch") -> bool:
         """Read; when that fails because a record has gone or moved meanwhile, look it up again."""
-        rows = self._rows([piece.chunk_id for piece in pieces])
+        ids = [piece.chunk_id for piece in pieces]
+        rows = self._rows(ids)
         try:
-            return self._read(pieces, rows, fetch)
+            return self._read(pieces, rows, out, fetch)
         except CorruptError:
-            again = self._rows([piece.chunk_id for piece in pieces])
+            again = self._rows(ids)
             if again == rows:
                 raise
-        return self._read(pieces, again, fetch)
+        return self._read(pieces, again, out, fetch)
 
     def _read(
-        self, pieces: Sequence[Piece], rows: list[bytes | None], fetch: "_Fetch"
-    ) -> bytes | None:
-        parts: list[Buffer] = [b""] * len(pieces)
+        self, pieces: Sequence[Piece], rows: list[bytes | None], out: memoryview, fetch: "_Fetch"
+    ) -> bool:
         wants: list[_Want] = []
-        for index, (piece, row) in enumerate(zip(pieces, rows, strict=True)):
+        start = 0
+        for piece, row in zip(pieces, rows, strict=True):
             if piece.chunk_id == HOLE:
-                parts[index] = bytes(piece.length)
+                out[start : start + piece.length] = bytes(piece.length)
             elif row is None:
                 raise MissingRecordError(f"chunk {piece.chunk_id.hex()} is not in the store")
             else:
-                part = self._from_memory(piece, row)
-                if part is None:
-                    wants.append(self._want(index, piece, row))
-                else:
-                    parts[index] = part
+                want = self._want(piece, row, out, start)
+                if want is not None:
+                    wants.append(want)
+            start += piece.length
         first = 0
         while first < len(wants):
             last = _run_end(wants, first)
-            run = wants[first:last]
-            start = run[0].start
-            data = fetch(self._files.get(run[0].pack), run[-1].stop - start, start)
-            if data is None:
-                return None
-            for want in run:
-                parts[want.index] = self._cut(want, data, start)
+            if not self._read_run(wants[first:last], out, fetch):
+                return False
             first = last
-        if len(parts) == 1:
-            return bytes(parts[0])
-        return b"".join(parts)
+        return True
 
-    def _from_memory(self, piece: Piece, row: bytes) -> Buffer | None:
-        """Return a piece whose record is in the writer's buffer or among the decoded ones."""
-        _kind, codec, _salt, pack, offset, stored_bytes, logical_bytes, _ = unpack_record_row(row)
-        stop = piece.chunk_offset + piece.length
-        if stop > logical_bytes:
+    def _want(self, piece: Piece, row: bytes, out: memoryview, out_start: int) -> _Want | None:
+        """Say what of a pack is to be read; None when the piece is in memory, and now in ``out``.
+
+        In memory: in the writer's buffer, or among the decoded ones.
+        """
+        kind, codec, _salt, pack, offset, stored_bytes, logical, _refs = unpack_record_row(row)
+        chunk_start, length = piece.chunk_offset, piece.length
+        chunk_stop = chunk_start + length
+        if chunk_stop > logical:
             raise CorruptError(
-                f"chunk {piece.chunk_id.hex()} has {logical_bytes} bytes; {stop} are asked for"
+                f"chunk {piece.chunk_id.hex()} has {logical} bytes; {chunk_stop} are asked for"
             )
-        if codec == Codec.RAW:
-            return self._unflushed(pack, offset + piece.chunk_offset, piece.length)
-        key = _key(piece.chunk_id, row)
+        target = out[out_start : out_start + length]
+        raw = codec == Codec.RAW
+        if raw:
+            ready: Buffer | None = self._unflushed(pack, offset + chunk_start, length)
+        else:
+            ready = self._from_decoded(piece, row, pack, offset, stored_bytes)
+        if ready is not None:
+            target[:] = ready
+            return None
+        if kind != RecordKind.CHUNK or max(stored_bytes, logical) > CHUNK_BYTES_MAX:
+            raise CorruptError(
+                f"chunk {piece.chunk_id.hex()} is a record of {kind=} and {logical} bytes"
+            )
+        if raw and self._verified.covers(piece.chunk_id, row):
+            start, stop = offset + chunk_start, offset + chunk_stop
+            return _Want(pack, start, stop, target, out_start, piece, row, whole=False)
+        if not raw or length != stored_bytes:
+            target = memoryview(bytearray(stored_bytes))
+        stop = offset + stored_bytes
+        return _Want(pack, offset, stop, target, out_start, piece, row, whole=True)
+
+    def _from_decoded(
+        self, piece: Piece, row: bytes, pack: int, offset: int, stored_bytes: int
+    ) -> Buffer | None:
+        key = row_key(piece.chunk_id, row)
         payload = self._decoded.get(key)
         if payload is None:
             stored = self._unflushed(pack, offset, stored_bytes)
             if stored is None:
                 return None
-            payload = codecs.decode(codec, stored, logical_bytes)
+            _kind, codec, _salt, _pack, _offset, _stored, logical, _refs = unpack_record_row(row)
+            payload = codecs.decode(codec, stored, logical)
             self._decoded.add(key, payload)
-        return memoryview(payload)[piece.chunk_offset : stop]
-
-    def _want(self, index: int, piece: Piece, row: bytes) -> _Want:
-        kind, codec, _salt, pack, offset, stored_bytes, logical, _refs = unpack_record_row(row)
-        stop = offset + stored_bytes
-        if kind != RecordKind.CHUNK or max(stored_bytes, logical) > CHUNK_BYTES_MAX:
-            raise CorruptError(
-                f"chunk {piece.chunk_id.hex()} is a record of {kind=} and {logical} bytes"
-            )
-        if codec == Codec.RAW and self._verified.covers(piece.chunk_id, row):
-            start = offset + piece.chunk_offset
-            return _Want(index, piece, row, pack, start, start + piece.length, whole=False)
-        return _Want(index, piece, row, pack, offset, stop, whole=True)
-
-    def _cut(self, want: _Want, data: Buffer, data_start: int) -> Buffer:
-        """Return the bytes of one piece out of those of its run, verified and decoded."""
-        start, stop = want.start - data_start, want.stop - data_start
-        if not want.whole and start == 0 and stop == len(data):
-            return data
-        view = memoryview(data)[start:stop]
-        if not want.whole:
-            if len(view) < stop - start:
-                raise CorruptError(f"pack {want.pack} ends before {want.stop}")
-            return view
-        payload = self.checked(want.piece.chunk_id, want.row, view)
-        if payload is not view:
-            self._decoded.add(_key(want.piece.chunk_id, want.row), payload)
-        piece = want.piece
         return memoryview(payload)[piece.chunk_offset : piece.chunk_offset + piece.length]
+
+    def _read_run(self, run: Sequence[_Want], out: memoryview, fetch: "_Fetch") -> bool:
+        """Read neighbours at once; return False if that would have to wait."""
+        pack, start = run[0].pack, run[0].start
+        buffers = []
+        at = start
+        for want in run:
+            if at < want.start:
+                buffers.append(_GAP[: want.start - at])
+            buffers.append(want.target)
+            at = want.stop
+        length = fetch(pack, self._files.get(pack), buffers, start, at)
+        if length < 0:
+            return False
+        for want in run:
+            if want.stop > start + length:
+                place = self._place(want.piece.chunk_id, pack, want.start)
+                raise CorruptError(f"{place}: the pack ends before {want.stop}")
+            if want.whole:
+                self._take(want, out)
+        return True
+
+    def _take(self, want: _Want, out: memoryview) -> None:
+        """Verify and decode a whole record, and put what was asked for in its place."""
+        piece = want.piece
+        payload = self.checked(piece.chunk_id, want.row, want.target)
+        if payload is not want.target:
+            self._decoded.add(row_key(piece.chunk_id, want.row), payload)
+        elif piece.length == len(payload):
+            return  # it was read where it belongs
+        start = piece.chunk_offset
+        part = memoryview(payload)[start : start + piece.length]
+        out[want.out_start : want.out_start + piece.length] = part
 
     def checked(self, record_id: RecordId, row: bytes, stored: Buffer) -> Buffer:
         """Decode the whole stored record; compare it with its id unless that was done before.
@@ -281,7 +254,9 @@ class Reader:
             raise CorruptError(f"a record of {logical} bytes is stored in {stored_bytes}")
         data = self._unflushed(pack, offset, stored_bytes)
         if data is None:
-            data = self._disk.pread(self._files.get(pack), stored_bytes, offset)
+            file = self._files.get(pack)
+            self._ahead.waits(pack, file, offset, offset + stored_bytes)
+            data = self._disk.pread(file, stored_bytes, offset)
         return data
 
     def payload(self, record_id: RecordId, row: bytes) -> Buffer:
@@ -320,22 +295,30 @@ class Reader:
         self._verified.forget()
         self._decoded.clear()
 
-    def _fetch(self, file: File, length: int, offset: int) -> Buffer | None:
-        return self._disk.pread(file, length, offset)
+    def _fetch(
+        self, pack: int, file: File, buffers: Sequence[memoryview], start: int, stop: int
+    ) -> int:
+        self._ahead.waits(pack, file, start, stop)
+        return self._disk.preadv(file, buffers, start)
 
-    def _fetch_cached(self, file: File, length: int, offset: int) -> Buffer | None:
-        buffer = memoryview(bytearray(length))
-        return buffer if self._disk.pread_cached(file, buffer, offset) else None
+    def _fetch_cached(
+        self, pack: int, file: File, buffers: Sequence[memoryview], start: int, stop: int
+    ) -> int:
+        if not self._disk.preadv_cached(file, buffers, start):
+            return -1
+        self._ahead.passes(pack, file, start, stop)
+        return stop - start
 
 
-_Fetch = Callable[[File, int, int], Buffer | None]
+_Fetch = Callable[[int, File, Sequence[memoryview], int, int], int]
+"""pack, its file, where the bytes go, start, stop -> bytes read; -1: not without waiting."""
 
 
 def _run_end(wants: list[_Want], first: int) -> int:
     """Return the index behind the last of the wants that one read with ``first`` serves."""
     last = first + 1
     limit = wants[first].start + _RUN_BYTES_MAX
-    while last < len(wants):
+    while last < min(len(wants), first + _RUN_WANTS_MAX):
         before, want = wants[last - 1], wants[last]
         near = before.stop <= want.start <= before.stop + _GAP_BYTES_MAX
         if want.pack != before.pack or not near or want.stop > limit:

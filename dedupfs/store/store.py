@@ -447,8 +447,11 @@ class Store:
         """
         return self.reader.read(pieces)
 
-    def read_cached(self, pieces: Sequence[Piece]) -> bytes | None:
-        """As ``read``, but return None at once when that would have to wait for the disk."""
+    def read_cached(self, pieces: Sequence[Piece]) -> Buffer | None:
+        """As ``read``, but return None at once when that would have to wait for the disk.
+
+        The bytes are there until this thread's next call: it uses the same memory again.
+        """
         return self.reader.read_cached(pieces)
 
     # --- the commit point --------------------------------------------------------------------

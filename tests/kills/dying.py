@@ -22,7 +22,7 @@ from dedupfs.store.disk import RealDisk
 
 CHANGING = (
     *("open", "pwrite", "fsync", "fdatasync", "fsync_dir", "truncate", "punch", "reserve"),
-    *("chmod", "mkdir", "rename", "link", "unlink", "lock", "pread"),
+    *("chmod", "mkdir", "rename", "link", "unlink", "lock", "pread", "preadv"),
 )
 
 

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -88,15 +89,32 @@ def test_a_cached_read_says_when_it_would_wait(
 
     (tmp_path / "file").write_bytes(b"abc")
     file = DISK.open(tmp_path / "file")
-    buffer = memoryview(bytearray(3))
-    assert not DISK.pread_cached(file, buffer, 1)  # the file ends first
+    buffers = [memoryview(bytearray(2)), memoryview(bytearray(1))]
+    assert not DISK.preadv_cached(file, buffers, 1)  # the file ends first
     numbers = [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO]
     monkeypatch.setattr(os, "preadv", refuse)
     while numbers[0] != errno.EIO:
-        assert not DISK.pread_cached(file, buffer, 0)
+        assert not DISK.preadv_cached(file, buffers, 0)
         numbers.pop(0)
     with pytest.raises(StoreError, match="cannot read"):
-        DISK.pread_cached(file, buffer, 0)
+        DISK.preadv_cached(file, buffers, 0)
+
+
+def test_buffers_are_filled_in_spite_of_short_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+
+    def short(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return real(fd, [buffers[0][:2]], offset)
+
+    (tmp_path / "file").write_bytes(b"one two three")
+    file = DISK.open(tmp_path / "file")
+    DISK.will_need(file, 0, 1 << 20)
+    monkeypatch.setattr(os, "preadv", short)
+    buffers = [memoryview(bytearray(length)) for length in (3, 5, 100)]
+    assert DISK.preadv(file, buffers, 4) == 9
+    assert b"".join(buffers)[:9] == b"two three"
 
 
 def test_holes_are_punched_and_seen(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,13 +26,13 @@ class CountingDisk(RealDisk):
     reads: list[tuple[int, int]] = field(default_factory=list)
     cached: bool = True
 
-    def pread(self, file: File, length: int, offset: int) -> bytes:
-        self.reads.append((offset, length))
-        return super().pread(file, length, offset)
+    def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
+        self.reads.append((offset, sum(len(buffer) for buffer in buffers)))
+        return super().preadv(file, buffers, offset)
 
-    def pread_cached(self, file: File, buffer: memoryview, offset: int) -> bool:
-        self.reads.append((offset, len(buffer)))
-        return self.cached and super().pread_cached(file, buffer, offset)
+    def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
+        self.reads.append((offset, sum(len(buffer) for buffer in buffers)))
+        return self.cached and super().preadv_cached(file, buffers, offset)
 
 
 def test_pieces_are_joined_in_order(store: Store) -> None:
