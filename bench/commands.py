@@ -151,8 +151,21 @@ def mounts_below(directory: Path) -> list[tuple[Path, str]]:
     return found[::-1]
 
 
+def loop_devices_of(directory: Path) -> list[Path]:
+    """Return the loop devices whose images lie below ``directory``."""
+    found = []
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            image = file.read_text()
+        except OSError:
+            continue  # it was detached meanwhile
+        if image.startswith(f"{directory}/"):
+            found.append(Path("/dev") / file.parent.parent.name)
+    return found
+
+
 def sweep(directory: Path) -> None:
-    """Unmount all below ``directory`` and remove it. A loop device goes with its mount."""
+    """Unmount all below ``directory``, detach its loop devices and remove it."""
     for mountpoint, kind in mounts_below(directory):
         try:
             if kind == "fuse.dedupfs":
@@ -163,4 +176,6 @@ def sweep(directory: Path) -> None:
             print(f"bench: {mountpoint}: {error}; detaching it", file=sys.stderr)
             lazily = ("umount", "-l") if is_root() else ("fusermount3", "-uz")
             subprocess.run([*lazily, str(mountpoint)], check=False, capture_output=True)
+    for device in loop_devices_of(directory):  # of a run that ended before it was mounted
+        subprocess.run(["losetup", "--detach", str(device)], check=False, capture_output=True)
     remove(directory)

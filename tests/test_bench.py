@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands import BenchError, mounts_below, reason
+from bench.commands import BenchError, loop_devices_of, mounts_below, reason
 from bench.datasets import Scale, checkpoint_family, compressible_file, small_tree
 from bench.harness import Harness, Record, rotated
 from bench.questions import QUESTIONS
@@ -236,4 +236,5 @@ def test_an_interrupted_run_leaves_no_mount_and_no_file(tmp_path: Path) -> None:
     _out, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert mounts_below(work) == []
+    assert loop_devices_of(work) == []
     assert os.listdir(work) == []
