@@ -34,6 +34,8 @@ class Harness:
     run: Run
     rounds: int | None = None
     leave_out: frozenset[str] = frozenset()
+    once_seconds: float = field(default=0.0, init=False)
+    """What this round has spent on variants that do not take part in the next one."""
     _scratch: int = field(default=0, init=False)
 
     def scratch(self, name: str) -> Path:
@@ -52,15 +54,19 @@ class Harness:
         finally:
             remove(path)
 
-    def each_round(self, seconds: float) -> Iterator[int]:
-        """Count rounds: as many as asked for, or else as many as fit into ``seconds``."""
-        started = time.monotonic()
+    def each_round(self, seconds: float, since: float | None = None) -> Iterator[int]:
+        """Count rounds: as many as asked for, or else as many as fit into ``seconds``.
+
+        ``since``: when the time began, where making things ready is to be part of it.
+        """
+        started = time.monotonic() if since is None else since
         longest = 0.0
         for number in range(self.rounds or ROUNDS_MAX):
             begun = time.monotonic()
+            self.once_seconds = 0.0
             yield number
             now = time.monotonic()
-            longest = max(longest, now - begun)
+            longest = max(longest, now - begun - self.once_seconds)
             if self.rounds is None and now - started + longest > seconds:
                 return
 

@@ -25,7 +25,7 @@ RANDOM_BYTES = 4096
 RANDOM_SECONDS = {"random-cold": 2.0, "random-warm": 1.0}
 """A mount that is slow at it need not read all."""
 RANDOM_COUNT = {"random-cold": 8_000, "random-warm": 400_000}
-SESSIONS_SECONDS = 95
+SESSIONS_SECONDS = 85
 
 
 def measure(harness: Harness) -> None:

@@ -6,6 +6,7 @@ the same was done right before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from bench.backups import Borg, Restic
 from bench.commands import BenchError, drop_caches, reason, why_not_cold
-from bench.harness import Harness, Record, rotated
+from bench.harness import Harness, Record, rotated, seconds_of
 from bench.peers import Bindfs, Btrfs, Dedupfs, FuseOverlay, Native, Overlay, Peer, S3ql, Xfs
 from bench.peers import taking_part as peers_taking_part
 
@@ -71,20 +72,28 @@ def sessions(
     kinds: Sequence[type[Peer]] = ALL,
 ) -> None:
     """Run the steps in a session of each peer, round by round, and report all questions."""
+    started = time.monotonic()
     reasons: dict[str, str] = {}
     keys = [step.key for step in steps]
     record = Record(keys, [kind.name for kind in kinds])
     with harness.borrowed("peers") as place:
         peers = [kind(place / kind.name.replace(" ", "-")) for kind in kinds]
         with peers_taking_part(peers, source, reasons, harness.leave_out) as ready:
-            for number in harness.each_round(seconds):
+            spent = dict.fromkeys([peer.name for peer in ready], 0.0)
+            made_ready = time.monotonic() - started
+            for number in harness.each_round(seconds, started):
                 for peer in rotated(ready, number):
                     if number < peer.rounds_max:
-                        _session(record, peer, steps, number)
+                        took = seconds_of(partial(_session, record, peer, steps, number))
+                        spent[peer.name] += took
+                        if number + 1 >= peer.rounds_max:
+                            harness.once_seconds += took
     for name, why in reasons.items():
         record.fail(name, why)
     for result in record.conclude(notes):
         harness.add(result)
+    each = ", ".join(f"{name} {value:.0f}" for name, value in spent.items())
+    print(f"  seconds: making ready {made_ready:.0f}, {each}", flush=True)
 
 
 def _session(record: Record, peer: Peer, steps: Sequence[Step], number: int) -> None:

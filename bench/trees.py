@@ -12,7 +12,7 @@ from bench.peers import Bindfs, Btrfs, Dedupfs, FuseOverlay, Native, Overlay, S3
 from bench.sessions import Step, Visit, cold, sessions, warm
 
 FILES = 12_000
-READING_SECONDS = 150
+READING_SECONDS = 140
 WRITING_SECONDS = 75
 _FOREIGN_INODES = ("-c", "core.checkStat=minimal", "-c", "core.trustctime=false")
 """What lets git trust its index on a read-only mount, where it cannot write a new one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -191,6 +192,7 @@ def _ways(ready: list[Peer], source: Path, stack: ExitStack) -> list[_Way]:
 
 
 def _measure(harness: Harness, key: str, source: Path, note: str) -> None:
+    started = time.monotonic()
     reasons: dict[str, str] = {}
     disk_key = f"{key}-disk"
     with harness.borrowed("peers") as place, ExitStack() as stack:
@@ -199,7 +201,7 @@ def _measure(harness: Harness, key: str, source: Path, note: str) -> None:
         ready = stack.enter_context(taking_part(peers, source, reasons, harness.leave_out))
         ways = _ways(ready, source, stack)
         record = Record((key, disk_key), [way.name for way in ways])
-        for number in harness.each_round(SECONDS[key]):
+        for number in harness.each_round(SECONDS[key], started):
             for way in rotated(ways, number):
                 if number < way.rounds_max and not record.has_failed(key, way.name):
                     _turn(record, key, way, number)

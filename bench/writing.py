@@ -19,7 +19,7 @@ LARGE_BYTES = 1 << 30
 SMALL_BYTES = 256 << 20
 """In 4 KiB pieces: as much as a slow file system writes in some seconds."""
 SMALL_PIECE_BYTES = 4096
-SESSIONS_SECONDS = 115
+SESSIONS_SECONDS = 100
 KINDS = (Native, Dedupfs, Overlay, FuseOverlay, Bindfs, Xfs, Btrfs, S3ql)
 
 
