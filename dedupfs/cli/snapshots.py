@@ -3,6 +3,8 @@
 Specified in docs/cli.md.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,12 @@ from dedupfs.cli.browsing import tags_text
 if TYPE_CHECKING:
     from dedupfs.model import SnapshotInfo
     from dedupfs.store import Store
+
+_CLONE_ERRORS = {
+    errno.ENOENT: "there is no such snapshot or directory",
+    errno.ENOTEMPTY: "it has held something before; take a new directory",
+    errno.EXDEV: "hard links in it would be cut; clone the whole snapshot into the mount's root",
+}
 
 NAMES = snapshot_argument("names", "NAME...", nargs=-1, required=True)
 
@@ -124,19 +132,48 @@ def rename(store: Path, snapshot: str, name: str) -> None:
 
 @click.command()
 @STORE
-@snapshot_argument("snapshot", "SNAPSHOT")
-@click.argument("name")
+@snapshot_argument("snapshot", "SNAPSHOT[:PATH]")
+@click.argument("name", metavar="NAME|DIRECTORY")
 def clone(store: Path, snapshot: str, name: str) -> None:
     """Make NAME, a second snapshot with the content of SNAPSHOT, at once and at no cost.
 
+    A DIRECTORY (with a slash) is a new one in a writable mount, which is then a clone of its own.
+
     \b
-    Example:
+    Examples:
       dedupfs clone store/ step-1000 before-cleanup
+      dedupfs clone store/ step-1000 /workspace/ckpts/run7
     """
+    if "/" in name:
+        _clone_in_mount(store, snapshot, Path(name))
+        return
     from dedupfs.namespace.snapshots import SnapshotCatalog
 
     with open_store(store) as opened:
         SnapshotCatalog(opened).clone(snapshot, name)
+
+
+def _clone_in_mount(store: Path, source: str, directory: Path) -> None:
+    """Have the daemon of a mount fill a directory, which is made if it is not there."""
+    from dedupfs.errors import MountError, NotFoundError, UsageError
+    from dedupfs.fuse import mountpoints
+
+    where = Path(os.path.realpath(directory))
+    found = mountpoints.mount_containing(where)
+    if found is None or not found.is_ours or not os.path.samefile(found.source, store):
+        raise UsageError(f"{directory} is not in a mount of {store}")
+    made = False
+    try:
+        if not where.is_dir():
+            where.mkdir()
+            made = True
+        os.setxattr(where, "user.dedupfs.clone", os.fsencode(source))
+    except OSError as exc:
+        if made:
+            where.rmdir()
+        why = _CLONE_ERRORS.get(exc.errno or 0, exc.strerror)
+        error_class = NotFoundError if exc.errno == errno.ENOENT else MountError
+        raise error_class(f"cannot make {directory} a clone of {source}: {why}") from exc
 
 
 @click.command()

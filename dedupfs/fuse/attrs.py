@@ -53,6 +53,15 @@ def absent_entry(timeout_s: float) -> pyfuse3.EntryAttributes:
     return entry
 
 
+def forget_attributes(inode: int) -> None:
+    """Have the kernel ask again for mode, owner and ACLs of an inode that it has in use.
+
+    It takes no lock that a request could hold, so a handler may do it: inode.c of Linux,
+    fuse_reverse_inval_inode (with pages to drop, it would wait for them).
+    """
+    pyfuse3.invalidate_inode(inode, attr_only=True)
+
+
 def to_change(
     attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext
 ) -> AttrChange:

@@ -10,6 +10,7 @@ Source: pyfuse3's rst/operations.rst and rst/general.rst, fuse(4).
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -31,11 +32,13 @@ from dedupfs.fuse.attrs import (
     FOREVER_S,
     VOLATILE_S,
     absent_entry,
+    forget_attributes,
     to_change,
     to_entry,
     to_statvfs,
 )
 from dedupfs.fuse.handshake import Unanswered
+from dedupfs.namespace.cloning import CLONE
 from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
@@ -175,8 +178,8 @@ class Operations(pyfuse3.Operations):
         try:
             return to_entry(self._view.lookup(parent_inode, name), timeout_s)
         except NotFoundError:
-            if timeout_s != FOREVER_S:
-                raise  # another process may make it any moment
+            if timeout_s != FOREVER_S or self._view.may_become_clone(parent_inode):
+                raise  # another process, or a clone, may make it any moment
             return absent_entry(timeout_s)
 
     @reply
@@ -264,11 +267,17 @@ class Operations(pyfuse3.Operations):
     @repeats.once(repeats.SETXATTR)
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         # pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE.
+        if name == CLONE:
+            if not repeats.take(self.done, repeats.SETXATTR, inode, ctx.pid):
+                self._view.clone(inode, value, privileged=ctx.uid in (0, os.geteuid()))
+            forget_attributes(inode)
+            return
         self._view.setxattr(inode, name, value, is_member=functools.partial(_is_member, ctx))
 
     @reply
     def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if self.done and repeats.take(self.done, repeats.SETXATTR, inode, ctx.pid):
+        again = self.done and name != CLONE
+        if again and repeats.take(self.done, repeats.SETXATTR, inode, ctx.pid):
             raise NoAttributeError("it was not set before this XATTR_CREATE, which is done again")
         return self._view.getxattr(inode, name)
 

@@ -17,6 +17,7 @@ import pyfuse3
 
 from dedupfs.fuse.handshake import Unanswered
 from dedupfs.namespace.attributes import XATTR_CREATE
+from dedupfs.namespace.cloning import CLONE
 from dedupfs.namespace.ledger import RequestInHand
 
 SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN = 6, 8, 9, 10, 11, 12, 13, 14
@@ -138,5 +139,7 @@ def looks(request: Unanswered) -> Look:
 def is_harmful(request: Unanswered) -> bool:
     """Whether doing it twice would fail: all but plain setxattr, open and opendir."""
     if request.opcode == SETXATTR:  # pyfuse3 asks for the attribute before XATTR_CREATE
+        if request.body.startswith(CLONE + b"\0", _SETXATTR_IN.size):
+            return True
         return bool(_SETXATTR_IN.unpack_from(request.body)[1] & XATTR_CREATE)
     return request.opcode not in (OPEN, OPENDIR)

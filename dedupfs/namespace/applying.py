@@ -13,6 +13,7 @@ from dedupfs.format.journal import Attributes, Edit, Place, Put, Remove
 from dedupfs.model import ID_BYTES, TreeEntry
 from dedupfs.namespace.directory import CatalogDirectory, Directory, keeps_links
 from dedupfs.namespace.inodes import SLOT_BITS, directory_inode, directory_number
+from dedupfs.namespace.trees import tree_id_of
 
 if TYPE_CHECKING:
     from dedupfs.namespace.state import ViewState
@@ -86,7 +87,7 @@ def _apply_put(state: "ViewState", holder: Directory, entry: TreeEntry, time_ns:
 def _adopt_directory(
     state: "ViewState", holder: Directory, moved: Directory, entry: TreeEntry
 ) -> None:
-    """A directory that is in memory got another name or another parent.
+    """A directory that is in memory got another name, another parent or, unused, another tree.
 
     It stays a scope exactly when ``child`` would find it one, or its new links make it one.
     """
@@ -94,5 +95,8 @@ def _adopt_directory(
         keeps_links(entry) or (moved.is_scope and state.has_links(moved))
     )
     moved.parent = holder
+    if tree_id_of(entry) != tree_id_of(moved.entry):  # no fold lies between: it became a clone
+        moved.become(entry)
+        return
     content = moved.entry.content if moved.is_scope else moved.entry.content[:ID_BYTES]
     moved.entry = msgspec.structs.replace(entry, content=content, nlink=moved.entry.nlink)

@@ -49,8 +49,7 @@ class Directory:
         self._changed_slots: dict[int, bytes] = {}
         self.dirty = False
         self.removed = False
-        tree_id = tree_id_of(entry)
-        self.next_slot = trees.get(tree_id).next_slot if tree_id is not None else 1
+        self.next_slot = self._slots_from(entry)
 
     @property
     def scope(self) -> "Directory":
@@ -160,6 +159,15 @@ class Directory:
         self.changes.clear()
         self._changed_slots.clear()
         self.dirty = False
+
+    def become(self, entry: TreeEntry) -> None:
+        """Start from another tree than before: nothing was ever in here."""
+        self.rebase(entry)
+        self.next_slot = self._slots_from(entry)
+
+    def _slots_from(self, entry: TreeEntry) -> int:
+        tree_id = tree_id_of(entry)
+        return self._trees.get(tree_id).next_slot if tree_id is not None else 1
 
     def links_entry(self) -> TreeEntry:
         """Return the entry of this scope's hidden directory of hard-linked inodes."""

@@ -12,10 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from dedupfs.errors import InvalidError, ReadOnlyError, StoreError, StoreFullError
+from dedupfs.errors import (
+    InvalidError,
+    NotPermittedError,
+    ReadOnlyError,
+    StoreError,
+    StoreFullError,
+)
 from dedupfs.format.tree import encode_view_root
 from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
-from dedupfs.namespace import attributes, names
+from dedupfs.namespace import attributes, cloning, names
 from dedupfs.namespace.attributes import AttrChange
 from dedupfs.namespace.fold import Folder
 from dedupfs.namespace.handles import HandleTable, SyncPlan
@@ -287,6 +293,22 @@ class View:
     def removexattr(self, inode: int, name: bytes) -> None:
         """Remove an extended attribute."""
         attributes.removexattr(self._state, inode, name, self._now())
+
+    def clone(self, inode: int, source: bytes, *, privileged: bool) -> None:
+        """Make an unused directory a clone of ``source``: ``SNAPSHOT`` or ``SNAPSHOT:PATH``.
+
+        Raises:
+            NotPermittedError: not ``privileged``: modes above what is cloned, or a mount that shows
+                one snapshot alone, may keep the caller from it.
+        """
+        now_ns = self._now()
+        if not privileged:
+            raise NotPermittedError("cloning is for the store's owner")
+        cloning.clone(self._state, inode, source, now_ns)
+
+    def may_become_clone(self, inode: int) -> bool:
+        """Whether a directory without entries may have some at once: nothing was ever in it."""
+        return not self.read_only and cloning.is_unused(self._state.directory(inode))
 
     def statfs(self) -> StatFs:
         """Return the room on the store's file system."""

@@ -226,6 +226,24 @@ def test_commit_freezes_a_live_view_with_what_was_mapped(place: Place) -> None:
     place.dedupfs("umount", "mnt")
 
 
+def test_clone_makes_a_directory_in_a_mount(place: Place) -> None:
+    mnt = place.mountpoint()
+    place.dedupfs("mount", "store", "mnt")
+    (mnt / "base" / "sub").mkdir(parents=True)
+    (mnt / "base" / "sub" / "f").write_text("x")
+    place.dedupfs("commit", "mnt/base", "one")
+    place.dedupfs("clone", "store", "one", "mnt/run1")
+    place.dedupfs("clone", "store", "one:sub", mnt / "run2")
+    (mnt / "run1" / "sub" / "f").write_text("changed")
+    assert (mnt / "run2" / "f").read_text() == (mnt / "one" / "sub" / "f").read_text() == "x"
+    assert "no such snapshot" in place.dedupfs("clone", "store", "none", "mnt/run3", code=1)
+    assert not (mnt / "run3").exists()
+    assert "held something" in place.dedupfs("clone", "store", "one", "mnt/base", code=8)
+    assert "not in a mount" in place.dedupfs("clone", "store", "one", "./elsewhere", code=2)
+    assert not (place.directory / "elsewhere").exists()
+    place.dedupfs("umount", "mnt")
+
+
 def test_commit_of_a_view_that_is_not_mounted(place: Place) -> None:
     mnt = place.mountpoint()
     place.dedupfs("mount", "store", "mnt", "--view", "job")

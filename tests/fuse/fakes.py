@@ -323,6 +323,9 @@ class FakeView:
         self._call("forget")
         self.forgotten.extend(inodes)
 
+    def may_become_clone(self, inode: int) -> bool:
+        return False
+
     def is_volatile(self, inode: int) -> bool:
         return inode in self.volatile
 

@@ -101,6 +101,34 @@ def test_a_view_whose_daemon_died_comes_back_with_its_journal(filled: Store) -> 
         assert check(store).ok
 
 
+def test_a_clone_that_was_not_folded_comes_back(filled: Store) -> None:
+    path = filled.path
+    filled.close()
+
+    def work(view: View) -> None:
+        inode = view.mkdir(1, b"clone", 0o755, ROOT).inode
+        view.clone(inode, b"first", privileged=True)
+        view.unlink(inode, b"medium")
+        view.plan_fsync(None).run()
+
+    abandon(filled, work)
+    lose_index(path)
+    report = reindex(path)
+    assert report.ok, report
+    with Store.open(path) as store:
+        collect(store)
+        view = View.bring_back(store, "work")
+        names = []
+        for name in (b"first", b"clone"):
+            handle = view.opendir(view.lookup(1, name).inode)
+            names.append({found for _, found, _ in view.readdir(handle, 0)})
+            view.releasedir(handle)
+        assert names[0] - names[1] == {b"medium"}
+        assert names[1] < names[0]
+        view.close()
+        assert check(store).ok
+
+
 def test_a_view_without_its_journal_comes_back_as_of_its_last_fold(filled: Store) -> None:
     view = View.bring_back(filled, "work", snapshot="first")
     write_file(view, b"new", noise("new", 30_000))

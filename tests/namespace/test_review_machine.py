@@ -1,9 +1,10 @@
 """A view over a catalogue must behave like a dict of paths, whatever others and crashes do.
 
 Method: as test_view_names.py, with more that happens between two calls: files stay open across
-everything, directories are committed as snapshots that appear in the same view, other processes
-remove and rename them and collect garbage, and the daemon dies inside a fold or with the power.
-Everything is synced before the power goes, so nothing may be lost.
+everything, directories are committed as snapshots that appear in the same view, unused ones become
+clones of snapshots, other processes remove and rename these and collect garbage, and the daemon
+dies inside a fold or with the power. Everything is synced before the power goes, so nothing may be
+lost.
 """
 
 import copy
@@ -19,7 +20,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
-from dedupfs.errors import CrossScopeError, NamespaceError, StoreError, StoreFullError
+from dedupfs.errors import (
+    CrossScopeError,
+    NamespaceError,
+    NotEmptyError,
+    NotPermittedError,
+    StoreError,
+    StoreFullError,
+)
 from dedupfs.maintenance.gc import collect
 from dedupfs.namespace.directory import CatalogDirectory
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -150,6 +158,32 @@ class CatalogMachine(NamesMachine):
         self.snapshots[name] = Committed(info.sequence, copy.deepcopy(shown), shown)
         assert self.root.names is not None
         self.root.names[name] = shown
+
+    @rule(index=st.integers(0, 2), path=PATHS)
+    def clone(self, index: int, path: Path_) -> None:
+        self.mkdir(path)
+        try:
+            node = self.find(path)
+        except NamespaceError:
+            return
+        if not self.snapshots or node.names is None:
+            return
+        name = sorted(self.snapshots)[index % len(self.snapshots)]
+        try:
+            self.view.clone(node.inode, name, privileged=True)
+        except CrossScopeError:
+            return
+        except NotPermittedError:
+            assert any(node is snapshot.shown for snapshot in self.snapshots.values())
+            return
+        except NotEmptyError:
+            assert not self.view.may_become_clone(node.inode)
+            return
+        assert not node.names
+        copied = copy.deepcopy(self.snapshots[name].frozen)
+        node.names, node.xattrs = copied.names, copied.xattrs
+        for child in self.all_below(node):
+            child.inode = 0
 
     def owned(self, snapshot: Committed) -> bool:
         root = self.view._state.root

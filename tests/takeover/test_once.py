@@ -79,6 +79,14 @@ def xattr_created(root: Path) -> None:
     assert os.getxattr(root / "a", "user.new") == b"value"
 
 
+def cloned(root: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        (root / "d" / "a").stat()
+    os.setxattr(root / "d", "user.dedupfs.clone", b"base")
+    assert (root / "d" / "a").read_text() == "of a"
+    assert stat.S_IMODE((root / "d").stat().st_mode) == 0o755
+
+
 def xattr_removed(root: Path) -> None:
     os.removexattr(root / "a", "user.old")
     assert os.listxattr(root / "a") == []
@@ -115,6 +123,7 @@ STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "rename": ("rename", replaced),
     "exchange": ("rename", exchanged),
     "setxattr create": ("setxattr", xattr_created),
+    "clone": ("clone", cloned),
     "removexattr": ("removexattr", xattr_removed),
     "open with truncation": ("open", truncating_open),
     "opendir": ("opendir", listed),
@@ -128,7 +137,7 @@ STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 @pytest.fixture
 def store_path(tmp_path: Path) -> Iterator[Path]:
-    """Make a store whose view has a directory "work" with two files and a directory."""
+    """Make a store whose view has a directory "work" with two files and, since then, another."""
     path = tmp_path / "store"
     root = Caller(os.geteuid(), os.getegid())
     with Store.create(path) as store:
@@ -140,7 +149,8 @@ def store_path(tmp_path: Path) -> Iterator[Path]:
             view.release(handle)
             if name == b"a":
                 view.setxattr(attr.inode, b"user.old", b"old")
-        view.mkdir(work, b"d", 0o755, root)
+        view.commit("base", path=b"work")
+        view.mkdir(work, b"d", 0o700, root)
         view.close()
     yield path
     with Store.open(path) as store:
