@@ -229,6 +229,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.pread(file, length, offset)
 
+    def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
+        self._alive()
+        return self.inner.pread_once(file, length, offset)
+
     def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
         self._alive()
         return self.inner.preadv(file, buffers, offset)

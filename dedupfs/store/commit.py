@@ -60,12 +60,13 @@ def plan_commit(
 ) -> Plan:
     """Compare what is pending with the index, and sum up all reference changes. Writes nothing."""
     plan = Plan(deltas=Counter(changes))
-    for record_id in sorted(pending.rows):
+    ids = sorted(pending.rows)
+    for record_id, stored in zip(ids, txn.get_many(Table.RECORDS, ids), strict=True):
         row = pending.rows[record_id]
-        stored = txn.get(Table.RECORDS, record_id)
         if stored is None:
             plan.fresh.append((record_id, row))
-            plan.deltas.update(pending.references.get(record_id, ()))
+            if record_id in pending.references:
+                plan.deltas.update(pending.references[record_id])
         elif same_bytes(row, stored):
             plan.superseded.append(row)
         else:
@@ -73,10 +74,8 @@ def plan_commit(
     for verbatim in pending.verbatim.values():
         plan.deltas[verbatim.chunk_table] += 1
     fresh = {record_id for record_id, _ in plan.fresh}
-    for record_id in plan.deltas:
-        if record_id in fresh:
-            continue
-        known = txn.get(Table.RECORDS, record_id)
+    ids = [record_id for record_id in plan.deltas if record_id not in fresh]
+    for record_id, known in zip(ids, txn.get_many(Table.RECORDS, ids), strict=True):
         place = pending.matched.get(record_id)
         if known is None or (place is not None and place_of(known) != place):
             plan.lost.add(record_id)
@@ -95,13 +94,17 @@ def lost_error(record_ids: Iterable[RecordId]) -> MissingRecordError:
 def write_plan(txn: WriteTxn, plan: Plan, pending: Pending, packs: Iterable[PackState]) -> None:
     """Write the rows of a plan that has lost nothing."""
     live: Counter[int] = Counter()
+    rows: list[tuple[bytes, bytes]] = []
+    dead: list[tuple[bytes, bytes]] = []
     for record_id, row in plan.fresh:
         references = plan.deltas.pop(record_id, 0)
-        _put_row(txn, record_id, row, 0, references)
+        rows.append((record_id, _counted(record_id, row, 0, references)))
         if not references:
-            txn.put(Table.DEAD, record_id, b"")
+            dead.append((record_id, b""))
         pack, start, stop = pending.range_of(row)
         live[pack] += stop - start
+    txn.put_many(Table.RECORDS, rows)
+    txn.put_many(Table.DEAD, dead)
     for record_id, delta in plan.deltas.items():
         if delta:
             change_references(txn, record_id, plan.rows[record_id], delta)
@@ -122,7 +125,8 @@ def write_plan(txn: WriteTxn, plan: Plan, pending: Pending, packs: Iterable[Pack
         add_free(txn, *place)
 
 
-def _put_row(txn: WriteTxn, record_id: RecordId, row: bytes, references: int, delta: int) -> None:
+def _counted(record_id: RecordId, row: bytes, references: int, delta: int) -> bytes:
+    """Return the row with the references that it has behind a change, which can be had."""
     count = references + delta
     if count < 0:
         raise CorruptError(
@@ -131,7 +135,7 @@ def _put_row(txn: WriteTxn, record_id: RecordId, row: bytes, references: int, de
         )
     if count > REFERENCES_MAX:
         raise StoreError(f"record {record_id.hex()} has too many references")
-    txn.put(Table.RECORDS, record_id, with_references(row, count))
+    return with_references(row, count)
 
 
 def change_references(txn: WriteTxn, record_id: RecordId, row: bytes, delta: int) -> None:
@@ -141,7 +145,7 @@ def change_references(txn: WriteTxn, record_id: RecordId, row: bytes, delta: int
         CorruptError: the count would fall below zero.
     """
     references = decode_references(row)
-    _put_row(txn, record_id, row, references, delta)
+    txn.put(Table.RECORDS, record_id, _counted(record_id, row, references, delta))
     if references + delta == 0:
         txn.put(Table.DEAD, record_id, b"")
     elif references == 0:

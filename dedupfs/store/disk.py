@@ -7,7 +7,9 @@ Knows no pack and no format. ``OSError`` is translated here, once. Tests put ano
 import ctypes
 import errno
 import fcntl
+import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +52,24 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+_RWF_DONTCACHE = 0x80  # linux/fs.h
+_DONTCACHE_KERNEL_MIN = (6, 16)
+"""Earlier ones have the flag too, and a race between such a write and what follows it."""
+
+
+@functools.cache
+def uncached_flags() -> int:
+    """Return the flags of a preadv(2) or pwritev(2) that leaves no pages in the page cache.
+
+    A write is begun at once, and a large file that is only to be on disk needs no more memory
+    than is on its way. Pages that nobody had before may cost a virtual machine more than all that
+    is done with them. 0 where the kernel cannot; a file system that cannot says EOPNOTSUPP.
+    """
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    able = release is not None and tuple(map(int, release.groups())) >= _DONTCACHE_KERNEL_MIN
+    return _RWF_DONTCACHE if able else 0
 
 
 class File:
@@ -105,6 +125,10 @@ class Disk(Protocol):
 
     def will_need(self, file: File, start: int, stop: int) -> None:
         """Begin to read ``[start, stop)`` into the page cache, without waiting for it."""
+        ...
+
+    def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
+        """As ``pread``, for bytes that nobody is likely to want again: they are not cached."""
         ...
 
     def size(self, file: File) -> int:
@@ -270,6 +294,17 @@ class RealDisk:
     def will_need(self, file: File, start: int, stop: int) -> None:
         with suppress(OSError, OverflowError):  # only advice
             os.posix_fadvise(file.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
+        flags = uncached_flags()
+        if flags:
+            buffer = bytearray(length)
+            try:
+                if os.preadv(file.fd, [buffer], offset, flags) == length:
+                    return buffer
+            except (OSError, OverflowError):
+                pass  # no such flag here; or else the ordinary way will say what is wrong
+        return self.pread(file, length, offset)
 
     def size(self, file: File) -> int:
         with _translated("cannot stat", file.path):

@@ -12,7 +12,7 @@ from dedupfs.format.keys import unpack_record_row
 from dedupfs.model import Codec, Extent, RecordKind
 from dedupfs.store.store import Store
 
-_RUN_BYTES_MAX = 1 << 20
+_RUN_BYTES_MAX = 4 << 20
 
 
 def match_chunks(store: Store, chunks: Sequence[Extent], data: memoryview) -> list[bool]:
@@ -22,7 +22,7 @@ def match_chunks(store: Store, chunks: Sequence[Extent], data: memoryview) -> li
     that nothing was found out. HOLE extents are False.
     """
     found = [False] * len(chunks)
-    rows = store.db.record_rows([chunk.chunk_id for chunk in chunks])
+    rows = store.rows([chunk.chunk_id for chunk in chunks])
     first = start = 0
     while first < len(chunks):
         last, length = _run(chunks, rows, first)
@@ -65,7 +65,7 @@ def _is_stored(store: Store, row: bytes | None, data: Buffer) -> bool:
     assert row is not None
     _kind, _codec, _salt, pack, pack_offset, _stored, _logical, _refs = unpack_record_row(row)
     try:
-        stored = store.disk.pread(store.reader.open_pack(pack), len(data), pack_offset)
+        stored = store.disk.pread_once(store.reader.open_pack(pack), len(data), pack_offset)
     except StoreError:
         return False  # the slow way will say what is wrong
     return len(stored) == len(data) and stored.startswith(data)

@@ -105,7 +105,7 @@ class Store:
         self._files = PackFiles(self.layout, disk)
         self._packs = OpenPacks(self.layout, disk, self._files, db, config)
         self._pending = Pending()
-        self.reader = Reader(disk, self._files, self.digest, self._rows, self._packs.read_unflushed)
+        self.reader = Reader(disk, self._files, self.digest, self.rows, self._packs.read_unflushed)
         self._committer = Committer(
             layout=self.layout,
             disk=disk,
@@ -303,15 +303,13 @@ class Store:
             if identity == HOLE:
                 continue
             row = self._pending.rows.get(identity)
-            committed = row is None
             if row is None:
                 row = self.db.record_row(identity)
                 if row is None:
                     return False, identity, salt
             # A row of another salt is damaged: what it points at would never be verified.
             if row[2:3] == bytes([salt]) and self.reader.equal(row, kind, payload, identity):
-                if committed:
-                    self.note_match(identity, row)
+                self.note_match(identity, row)
                 return True, identity, salt
         raise StoreError(f"{SALT_MAX + 1} records of one id: somebody crafts collisions")
 
@@ -321,7 +319,8 @@ class Store:
         The next transaction refuses when another record has this id by then. ``row`` is that of
         RECORDS. ``put`` and ``find_chunk`` do this themselves.
         """
-        self._pending.matched[record_id] = place_of(row)
+        if record_id not in self._pending.rows:
+            self._pending.matched[record_id] = place_of(row)
 
     def get(self, record_id: RecordId, kind: RecordKind) -> bytes:
         """Return the payload of a record, decoded and verified.
@@ -359,7 +358,8 @@ class Store:
             raise MissingRecordError(f"record {record_id.hex()} is not in the store")
         return row
 
-    def _rows(self, record_ids: Sequence[RecordId]) -> list[bytes | None]:
+    def rows(self, record_ids: Sequence[RecordId]) -> list[bytes | None]:
+        """Return the rows of RECORDS for several ids, pending records included. Any thread."""
         # Pending first: a record that is committed in between is then found in the index.
         pending = [self._pending.rows.get(record_id) for record_id in record_ids]
         committed = self.db.record_rows(record_ids)

@@ -18,6 +18,7 @@ from dedupfs.model import Codec, Extent, RecordId, RecordKind
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.codec import Encoder
+from dedupfs.store.disk import uncached_flags
 from dedupfs.store.match import match_chunks
 from dedupfs.transfer.cutter import Cut
 from dedupfs.transfer.reader import Block
@@ -46,6 +47,7 @@ class LargeFile:
         self._path = store.path / "run" / f"{_PREFIX}{store.owner.hex()}{_SUFFIX}"
         self._fd = -1
         self._syncer: _Syncer | None = None
+        self._write_flags = uncached_flags()
 
     def __enter__(self) -> "LargeFile":
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -147,13 +149,25 @@ class LargeFile:
         """Write neighbouring chunks, which are neighbours in one buffer too."""
         with _disk_errors(self._path):
             while run:
-                batch = run[:_IOV_MAX]
-                written = os.pwritev(self._fd, batch, file_offset)
+                written = self._write_some(run[:_IOV_MAX], file_offset)
                 file_offset += written
                 run = _behind(run, written)
+        if self._write_flags:
+            return  # the kernel writes it to disk at once
         if self._syncer is None:
             self._syncer = _Syncer(self._fd, self._path)
         self._syncer.written(file_offset)
+
+    def _write_some(self, batch: list[memoryview], file_offset: int) -> int:
+        """Write without leaving the bytes in the page cache, where the file system can do that."""
+        if self._write_flags:
+            try:
+                return os.pwritev(self._fd, batch, file_offset, self._write_flags)
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                self._write_flags = 0
+        return os.pwritev(self._fd, batch, file_offset)
 
     def finish(self) -> list[Extent]:
         """End the file: make it a verbatim pack or pour it; return its extents."""

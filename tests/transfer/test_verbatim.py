@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -56,6 +57,38 @@ def test_a_large_file_of_little_news_is_poured(store: Store, source: Path) -> No
     assert packs(store, "file") == 1
 
 
+@pytest.mark.parametrize("kernel_can", [True, False])
+def test_files_of_one_import_share_their_chunks(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch, kernel_can: bool
+) -> None:
+    """Also where nothing can be read or written without the page cache."""
+    if not kernel_can:
+        preadv, pwritev = os.preadv, os.pwritev
+
+        def refuse(flags: int) -> None:
+            if flags == 0x80:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        def read(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+            refuse(flags)
+            return preadv(fd, buffers, offset, flags)
+
+        def write(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+            refuse(flags)
+            return pwritev(fd, buffers, offset, flags)
+
+        monkeypatch.setattr(os, "preadv", read)
+        monkeypatch.setattr(os, "pwritev", write)
+    shared, own = noise(1, 10 * LARGE_BYTES), noise(2, 20 * LARGE_BYTES)
+    (source / "a").write_bytes(shared)
+    (source / "b").write_bytes(b"header" + shared + own)
+    root = imported(store, source, "one")
+    assert content(store, root, b"a") == shared
+    assert content(store, root, b"b") == b"header" + shared + own
+    taken = sum(path.stat().st_blocks * 512 for path in (store.path / "packs").rglob("*.*"))
+    assert taken < len(shared + own) + len(shared) // 2
+
+
 def test_a_large_text_is_compressed(store: Store, source: Path) -> None:
     text = b"".join(b"line %d of the log\n" % number for number in range(20_000))
     (source / "log").write_bytes(text)
@@ -97,7 +130,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
 ) -> None:
     (source / "a").write_bytes(noise(1, 5 * LARGE_BYTES))
 
-    def full(_fd: int, _buffers: object, _offset: int) -> int:
+    def full(_fd: int, _buffers: object, _offset: int, _flags: int = 0) -> int:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "pwritev", full)
