@@ -11,11 +11,19 @@ import msgspec
 
 from dedupfs.format.tree import entry_references
 from dedupfs.model import LINK_MODE, RecordId, TreeEntry
-from dedupfs.namespace.trees import directory_entry, put_tree
+from dedupfs.namespace.trees import directory_entry, put_tree, tree_id_of
 from dedupfs.store import Store
 from dedupfs.transfer.metadata import Xattrs
 from dedupfs.transfer.scan import FileKey
-from dedupfs.transfer.sources import NO_STAMP, Stamp, encode_row
+from dedupfs.transfer.sources import (
+    NO_LISTING,
+    NO_STAMP,
+    Stamp,
+    encode_row,
+    listed,
+    listed_directory,
+    listing_digest,
+)
 
 LINK_ID_BYTES = 8
 
@@ -23,9 +31,12 @@ LINK_ID_BYTES = 8
 class _OpenDirectory:
     """A directory whose entries are still coming in."""
 
-    __slots__ = ("entries", "key", "name", "pinned_count", "stamps", "status", "xattrs")
+    __slots__ = ("entries", "key", "name", "pinned_count", "stamp", "stamps", "status", "xattrs")
 
-    def __init__(self, name: bytes, status: os.stat_result, xattrs: Xattrs, key: bytes) -> None:
+    def __init__(
+        self, name: bytes, status: os.stat_result, xattrs: Xattrs, key: bytes, stamp: Stamp
+    ) -> None:
+        self.stamp = stamp
         self.name = name
         self.status = status
         self.xattrs = xattrs
@@ -40,6 +51,21 @@ class _OpenDirectory:
             entry = msgspec.structs.replace(entry, slot=slot)
         self.entries.append(entry)
         self.stamps.append(stamp)
+
+    def listing(self, seed: int) -> bytes:
+        """Return the digest that the directory's listing has if nothing of it has changed."""
+        items = []
+        for entry, stamp in zip(self.entries, self.stamps, strict=True):
+            if stamp == NO_STAMP or entry.is_link:
+                return NO_LISTING
+            if entry.is_directory:
+                item = listed_directory(
+                    entry.name, entry.mode, entry.mtime_ns, stamp, tree_id_of(entry)
+                )
+            else:
+                item = listed(entry.name, entry.mode, entry.size, entry.mtime_ns, stamp)
+            items.append(item)
+        return listing_digest(items, seed)
 
 
 class LinkTable:
@@ -106,9 +132,16 @@ class TreeBuilder:
         self.root: TreeEntry | None = None
         """The top directory's entry, once it is complete."""
 
-    def enter(self, name: bytes, status: os.stat_result, xattrs: Xattrs, key: bytes) -> None:
+    def enter(
+        self,
+        name: bytes,
+        status: os.stat_result,
+        xattrs: Xattrs,
+        key: bytes,
+        stamp: Stamp = NO_STAMP,
+    ) -> None:
         """Begin a directory."""
-        self._stack.append(_OpenDirectory(name, status, xattrs, key))
+        self._stack.append(_OpenDirectory(name, status, xattrs, key, stamp))
 
     def add(self, entry: TreeEntry, stamp: Stamp = NO_STAMP) -> None:
         """Add an entry to the innermost directory; names come in order."""
@@ -141,10 +174,11 @@ class TreeBuilder:
             entry = msgspec.structs.replace(entry, size=entry.size + self.links.size)
         row = b""
         if tree_id is not None:
-            row = encode_row(tree_id, status.st_dev, directory.stamps, links_id)
+            listing = directory.listing(self._store.config.hash_seed)
+            row = encode_row(tree_id, status.st_dev, directory.stamps, links_id, listing)
         self.rows[directory.key] = row
         if self._stack:
-            self.add(entry)
+            self.add(entry, directory.stamp)
         else:
             self.root = entry
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dedupfs.model import FILE_BYTES_MAX, TreeEntry
+from dedupfs.namespace.trees import tree_id_of
 from dedupfs.transfer.builder import object_entry
 from dedupfs.transfer.metadata import Target, Xattrs, object_at, read_xattrs
 from dedupfs.transfer.report import Problems
-from dedupfs.transfer.scan import FileKey
-from dedupfs.transfer.sources import NO_STAMP, KnownDirectory, KnownSources, Stamp
+from dedupfs.transfer.scan import Below, FileKey, Scan
+from dedupfs.transfer.sources import NO_STAMP, KnownDirectory, KnownSources, Stamp, child_key
 from dedupfs.transfer.walk import Level, Step, Visit, Walk
 
 AHEAD_FILES_MAX = 64
@@ -39,6 +40,7 @@ class Item:
     entry: TreeEntry | None = None
     stamp: Stamp = NO_STAMP
     fd: int = -1
+    below: Below | None = None
     link_key: FileKey | None = None
     known_link_id: bytes | None = None
     is_unchanged: bool = False
@@ -46,7 +48,8 @@ class Item:
     @property
     def path(self) -> bytes:
         """The path from the top of the walk, for messages."""
-        return self.level.path if self.step is not Step.OBJECT else self.level.child_path(self.name)
+        is_level = self.step is Step.ENTER or self.step is Step.LEAVE
+        return self.level.path if is_level else self.level.child_path(self.name)
 
     def close(self) -> None:
         """Close the file."""
@@ -60,15 +63,20 @@ class Gatherer:
 
     def __init__(
         self,
-        walk: Walk,
-        linked: frozenset[FileKey],
+        top_fd: int,
+        found: Scan,
         known: KnownSources,
         trusted_before_ns: int,
         problems: Problems,
+        *,
+        one_file_system: bool = False,
     ) -> None:
         """``trusted_before_ns``: a file touched later may change again without a new ctime."""
-        self._walk = walk
-        self._linked = linked
+        self._walk = Walk(
+            top_fd, problems, one_file_system=one_file_system, passes=self._is_unchanged
+        )
+        self._linked = found.linked
+        self._unchanged_below = found.unchanged
         self._known = known
         self._trusted_before_ns = trusted_before_ns
         self._problems = problems
@@ -94,17 +102,44 @@ class Gatherer:
                 yield self._enter(visit)
             elif step is Step.LEAVE:
                 yield Item(*visit, known=self._stack.pop())
+            elif step is Step.PASS:
+                yield self._pass(visit)
             else:
                 item = self._object(visit)
                 if item is not None:
                     yield item
 
+    def _is_unchanged(self, name: bytes, status: os.stat_result) -> bool:
+        """Whether the last import's tree of a subdirectory is what it and all below it are now.
+
+        The scan has compared what is below with the row of the subdirectory, and only what that
+        row is about counts.
+        """
+        known = self._stack[-1]
+        below = self._unchanged_below.get(child_key(known.key, name))
+        if below is None:
+            return False
+        entry = known.unchanged(name, status)
+        return (
+            entry is not None
+            and entry.is_directory
+            and tree_id_of(entry) == below.tree_id
+            and (entry.mode, entry.mtime_ns) == (status.st_mode, status.st_mtime_ns)
+        )
+
+    def _pass(self, visit: Visit) -> Item:
+        known, name = self._stack[-1], visit[2]
+        entry, stamp = known.entries[name]
+        below = self._unchanged_below[child_key(known.key, name)]
+        return Item(*visit, entry=entry, stamp=stamp, below=below)
+
     def _enter(self, visit: Visit) -> Item:
-        _, level, name, _ = visit
+        _, level, name, status = visit
         known = self._known.child(self._stack[-1], name) if self._stack else self._known.top()
         self._stack.append(known)
         item = Item(*visit, known=known)
         if level.fd >= 0:
+            item.stamp = self.stamp(status)
             item.xattrs = self._xattrs(level.fd, item)
         return item
 

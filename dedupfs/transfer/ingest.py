@@ -28,13 +28,14 @@ from dedupfs.transfer.scan import Scan, scan
 from dedupfs.transfer.sources import (
     NO_STAMP,
     KnownDirectory,
+    KnownListings,
     KnownSources,
     SourceRow,
     child_key,
     top_key,
 )
 from dedupfs.transfer.verbatim import remove_stale_files
-from dedupfs.transfer.walk import Step, Walk
+from dedupfs.transfer.walk import Step
 
 ATTEMPTS_MAX = 3
 """How often an import starts over when gc freed a chunk between its look-up and the commit."""
@@ -73,6 +74,7 @@ def ingest_tree(
         StoreError: the store failed; no snapshot was made.
     """
     started = time.monotonic()
+    options = options or IngestOptions()
     SnapshotCatalog(store).require_free(name)
     source = Path(os.path.realpath(directory))
     _refuse_overlap(store, source)
@@ -82,10 +84,11 @@ def ingest_tree(
         found = scan(
             top_fd,
             os.stat(store.path),
-            one_file_system=options.one_file_system if options else False,
+            one_file_system=options.one_file_system,
+            known=None if options.reread else KnownListings(store, os.fsencode(source)),
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            run = _Import(store, source, found, progress, on_error, options or IngestOptions())
+            run = _Import(store, source, found, progress, on_error, options)
             try:
                 run.read(top_fd)
                 run.report.snapshot = run.commit(name, tags or {})
@@ -171,9 +174,13 @@ class _Import:
     def read(self, top_fd: int) -> None:
         """Go through the source and put everything; the root is complete afterwards."""
         now_ns = time.time_ns()
-        walk = Walk(top_fd, self._problems, one_file_system=self._options.one_file_system)
         gatherer = Gatherer(
-            walk, self._found.linked, self._known, now_ns - self._options.racy_ns, self._problems
+            top_fd,
+            self._found,
+            self._known,
+            now_ns - self._options.racy_ns,
+            self._problems,
+            one_file_system=self._options.one_file_system,
         )
         items = gatherer.items_ahead()
         waiting: Item | None = None
@@ -197,12 +204,14 @@ class _Import:
             self._pin_pending()
         if item.step is Step.ENTER:
             assert item.known is not None
-            self._builder.enter(item.name, item.status, item.xattrs, item.known.key)
+            self._builder.enter(item.name, item.status, item.xattrs, item.known.key, item.stamp)
             self.report.directories += 1
         elif item.step is Step.LEAVE:
             assert item.known is not None
             self._forget_missing(item.known)
             self._builder.leave()
+        elif item.step is Step.PASS:
+            self._take_unchanged(item)
         else:
             try:
                 self._take_object(item)
@@ -210,6 +219,20 @@ class _Import:
                 item.close()
             self._progress.files_done += 1
             self._tell(item)
+
+    def _take_unchanged(self, item: Item) -> None:
+        """Take over a directory as the last import made it, with all that is below."""
+        assert item.entry is not None
+        assert item.below is not None
+        below = item.below
+        self._builder.add(item.entry, item.stamp)
+        self.report.directories += below.directories
+        self.report.files += below.files
+        self.report.files_unchanged += below.files
+        self.report.logical_bytes += below.size_bytes
+        self._progress.files_done += below.files
+        self._progress.bytes_done += below.size_bytes
+        self._tell(item)
 
     def _forget_missing(self, known: KnownDirectory) -> None:
         """Mark the rows of directories that were here last time and are gone."""

@@ -2,9 +2,15 @@
 
 One row per directory in table SOURCES. Key: XXH3-128 of the absolute source path, then for each
 step down of the key above and the name. Value: the directory's tree id in the snapshot made then,
-its device, and for each of the tree's entries the inode number and ctime of the file it was made
-from (zeros: do not trust it). The row of the top has the links tree's id too. Rows hold no
-references: a row counts only when the tree it names is met while descending from a pinned root.
+its device, a digest of its listing, and for each of the tree's entries the inode number and ctime
+of the object it was made from (zeros: do not trust it). The row of the top has the links tree's id
+too. Rows hold no references: a row counts only when the tree it names is met while descending from
+a pinned root.
+
+The *listing* of a directory is all that stat(2) tells of what is in it, and the tree ids of its
+subdirectories. When it has the digest that the row has, the tree is what the directory still is,
+and so are all trees below if the same is true of them: nothing has to be decoded to know that. A
+directory with anything that is not to be trusted, or with hard links, has no digest.
 Source: docs/format.md, "Index".
 """
 
@@ -21,8 +27,11 @@ from dedupfs.store import Store, Table
 Stamp = tuple[int, int]
 """Inode number and ctime in ns."""
 NO_STAMP: Stamp = (0, 0)
-_HEAD = struct.Struct("<16s16sQ")
+_HEAD = struct.Struct("<16s16sQ16s")
 _STAMP = struct.Struct("<QQ")
+_ITEM = struct.Struct("<xQQQQI")
+_U64 = (1 << 64) - 1
+NO_LISTING = bytes(16)
 
 
 def top_key(directory: bytes) -> bytes:
@@ -35,24 +44,55 @@ def child_key(key: bytes, name: bytes) -> bytes:
     return xxhash.xxh3_128_digest(key + name)
 
 
+def listed(name: bytes, mode: int, size: int, mtime_ns: int, stamp: Stamp) -> bytes:
+    """Return the item of a listing for anything but a directory: its name, a zero byte, numbers."""
+    return name + _ITEM.pack(mtime_ns & _U64, size, stamp[0], stamp[1], mode)
+
+
+def listed_directory(
+    name: bytes, mode: int, mtime_ns: int, stamp: Stamp, tree_id: RecordId | None
+) -> bytes:
+    """Return the item of a listing for a subdirectory, with the tree that it was made into."""
+    return listed(name, mode, 0, mtime_ns, stamp) + (tree_id or HOLE)
+
+
+def listing_digest(items: list[bytes], seed: int) -> bytes:
+    """Return the digest of a listing; a secret seed lets nobody craft two of the same."""
+    return xxhash.xxh3_128_digest(b"".join(sorted(items)), seed)
+
+
 def encode_row(
-    tree_id: RecordId, device: int, stamps: list[Stamp], links_id: RecordId | None = None
+    tree_id: RecordId,
+    device: int,
+    stamps: list[Stamp],
+    links_id: RecordId | None = None,
+    listing: bytes = NO_LISTING,
 ) -> bytes:
     """Encode a SOURCES row."""
-    head = _HEAD.pack(tree_id, links_id or HOLE, device)
+    head = _HEAD.pack(tree_id, links_id or HOLE, device, listing)
     return head + b"".join([_STAMP.pack(inode, ctime_ns) for inode, ctime_ns in stamps])
 
 
 class SourceRow:
-    """A decoded SOURCES row."""
+    """A decoded SOURCES row; its stamps are decoded when asked for.
 
-    __slots__ = ("device", "links_id", "stamps", "tree_id")
+    A row of an earlier dedupfs reads as one of other entries than its tree has.
+    """
+
+    __slots__ = ("_row", "device", "links_id", "listing", "tree_id")
 
     def __init__(self, row: bytes) -> None:
-        tree_id, links_id, self.device = _HEAD.unpack_from(row)
+        tree_id, links_id, device, listing = _HEAD.unpack_from(row.ljust(_HEAD.size))
+        self.device: int = device
+        self.listing: bytes = listing
         self.tree_id = RecordId(tree_id)
         self.links_id = RecordId(links_id) if links_id != HOLE else None
-        self.stamps: list[Stamp] = list(_STAMP.iter_unpack(memoryview(row)[_HEAD.size :]))
+        self._row = row
+
+    @property
+    def stamps(self) -> list[Stamp]:
+        """One for each entry of the tree."""
+        return list(_STAMP.iter_unpack(memoryview(self._row)[_HEAD.size :]))
 
 
 KnownEntries = dict[bytes, tuple[TreeEntry, Stamp]]
@@ -85,6 +125,24 @@ class KnownDirectory:
             return None
         entry, stamp = found
         return entry if stamp == (status.st_ino, status.st_ctime_ns) else None
+
+
+class KnownListings:
+    """The rows of the last import of one source directory, as a quick look at it needs them."""
+
+    def __init__(self, store: Store, directory: bytes) -> None:
+        self._store = store
+        self.top_key = top_key(directory)
+
+    def row(self, key: bytes) -> SourceRow | None:
+        """Return the row of the directory with ``key``."""
+        with self._store.reading() as txn:
+            row = txn.get(Table.SOURCES, key)
+        return SourceRow(row) if row is not None else None
+
+    def digest(self, items: list[bytes]) -> bytes:
+        """Return the digest of a listing."""
+        return listing_digest(items, self._store.config.hash_seed)
 
 
 class KnownSources:

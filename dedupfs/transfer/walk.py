@@ -9,7 +9,7 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from dedupfs.transfer.report import Problems
@@ -24,6 +24,7 @@ class Step(enum.Enum):
     ENTER = enum.auto()
     OBJECT = enum.auto()
     LEAVE = enum.auto()
+    PASS = enum.auto()
 
 
 class Level:
@@ -64,15 +65,45 @@ class Level:
 
 
 Visit = tuple[Step, Level, bytes, os.stat_result]
-"""``Step.OBJECT``: a name in the level and its status (no directory); else the level's own."""
+"""``Step.OBJECT`` (no directory), ``Step.PASS`` (one that is not entered): a name in the level and
+its status; else the level's own.
+"""
+
+
+def list_names(level: Level) -> list[bytes]:
+    """Return the names in a directory, in order."""
+    return sorted([os.fsencode(name) for name in os.listdir(level.fd)])
+
+
+def never(_name: bytes, _status: os.stat_result) -> bool:
+    """Pass no directory."""
+    return False
 
 
 class Walk:
     """One pass over a tree, names in byte order, each directory entered and left."""
 
-    def __init__(self, top_fd: int, problems: Problems, *, one_file_system: bool = False) -> None:
-        """``top_fd`` stays the caller's."""
+    def __init__(
+        self,
+        top_fd: int,
+        problems: Problems,
+        *,
+        one_file_system: bool = False,
+        names: Callable[[Level], list[bytes]] = list_names,
+        passes: Callable[[bytes, os.stat_result], bool] = never,
+    ) -> None:
+        """``top_fd`` stays the caller's.
+
+        Args:
+            top_fd: the directory.
+            problems: hears of what cannot be read.
+            one_file_system: enter no other file system.
+            names: tells which names of a directory, which has just been opened, to visit.
+            passes: tells of a subdirectory of where the walk is whether it need not be entered.
+        """
         self._problems = problems
+        self._names = names
+        self._passes = passes
         self._one_file_system = one_file_system
         self._stack: list[Level] = []
         self._top_fd = top_fd
@@ -104,6 +135,9 @@ class Walk:
                 continue
             if not stat.S_ISDIR(status.st_mode):
                 yield Step.OBJECT, level, name, status
+                continue
+            if self._passes(name, status):
+                yield Step.PASS, level, name, status
                 continue
             child = self._descend(level, name, status)
             if child is not None:
@@ -138,7 +172,7 @@ class Walk:
 
     def _list(self, level: Level) -> None:
         try:
-            level.names = sorted([os.fsencode(name) for name in os.listdir(level.fd)])
+            level.names = self._names(level)
         except OSError as exc:
             self._problems.add_os_error(level.path, "its content is missing", exc)
 
