@@ -46,6 +46,9 @@ class Waiter:
         self._before: Callable[[], bool] | None = None
         self._turn_ns = 0
         self._served = False
+        self._gives_way = False
+        """Whether the task that looks lets others have their turn. Of pyfuse3's tasks one looks,
+        the rest is parked: when none is, pyfuse3 starts another one for each request."""
 
     def install(self, before: Callable[[], bool] | None = None) -> None:
         """Begin; ``before`` is called until it says True, and only then is the device looked at."""
@@ -65,19 +68,30 @@ class Waiter:
         self._answered()
         while True:
             now_ns = time.perf_counter_ns()
-            if now_ns - self._turn_ns > TURN_NS:
-                await trio.lowlevel.checkpoint()
-                self._turn_ns = now_ns = time.perf_counter_ns()
-            if self._served and self._look(now_ns):
+            if not self._gives_way and now_ns - self._turn_ns > TURN_NS:
+                now_ns = await self._give_way()
+            if not self._gives_way and self._served and self._look(now_ns):
                 return True
             if not await self._park():
                 return False
+            if self._gives_way:
+                continue
             self._turn_ns = time.perf_counter_ns()
             self._served = True
             # Another task may have taken what woke this one; to read the device would then block
             # the whole process. So look again, with no await between the look and the read.
             if self._requests.poll(0):
                 return True
+
+    async def _give_way(self) -> int:
+        """Let other tasks run; return what time it is then."""
+        self._gives_way = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._gives_way = False
+        self._turn_ns = time.perf_counter_ns()
+        return self._turn_ns
 
     def _look(self, now_ns: int) -> bool:
         if self._is_idle():
