@@ -78,7 +78,7 @@ class Location:
     logical_bytes: int
 
 
-class Extent(msgspec.Struct, frozen=True, array_like=True):
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One chunk (or HOLE) of a file, ``length`` bytes long; a file is a gapless list of them."""
 
     chunk_id: RecordId
@@ -89,7 +89,7 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class TreeEntry(msgspec.Struct, frozen=True, array_like=True):
+class TreeEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One name in a directory, with everything about the object it names.
 
     ``slot`` is unique in its directory and never reused there, so ``directory number << 24 |
@@ -179,7 +179,7 @@ LINK_MODE = 0o160000
 """Type bits no POSIX object has: the entry is one name of a hard-linked inode."""
 
 
-class TreePage(msgspec.Struct, frozen=True, array_like=True):
+class TreePage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One page of a large directory: its entries have names >= ``first_name``."""
 
     first_name: bytes
@@ -187,7 +187,7 @@ class TreePage(msgspec.Struct, frozen=True, array_like=True):
     count: int
 
 
-class Tree(msgspec.Struct, frozen=True, array_like=True):
+class Tree(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A directory's content, sorted by name: ``entries``, or ``pages`` when there are many.
 
     ``next_slot`` is above every slot ever used in this directory. ``slots_sorted``: slots rise
@@ -237,7 +237,7 @@ class ViewRoot(msgspec.Struct, frozen=True, array_like=True):
     created_ns: int
 
 
-class Attr(msgspec.Struct, frozen=True):
+class Attr(msgspec.Struct, frozen=True, gc=False):
     """What stat(2) answers for one inode; ``st_ino`` is ``inode``."""
 
     inode: int

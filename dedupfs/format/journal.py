@@ -32,7 +32,7 @@ class JournalHeader(msgspec.Struct, frozen=True, array_like=True):
     next_number: int
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Place(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """Inode number ``inode`` belongs to what is in ``slot`` of directory ``directory``."""
 
     inode: int
@@ -40,14 +40,14 @@ class Place(msgspec.Struct, frozen=True, array_like=True, tag=1):
     slot: int
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """Directory ``directory`` has this entry under its name. Data of the file stays as it is."""
 
     directory: int
     entry: TreeEntry
 
 
-class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """Directory ``directory`` has no entry ``name``.
 
     ``hide``: in a catalogue's root, the sequence number of the snapshot of that name that is
@@ -59,14 +59,14 @@ class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3):
     hide: int
 
 
-class Attributes(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Attributes(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     """A directory's own attributes are those of ``entry`` (but for its name and content)."""
 
     directory: int
     entry: TreeEntry
 
 
-class Write(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Write(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """Bytes of a small file, or that replace settled bytes: kept in the journal itself."""
 
     inode: int
@@ -74,7 +74,7 @@ class Write(msgspec.Struct, frozen=True, array_like=True, tag=5):
     data: bytes
 
 
-class Stage(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Stage(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """From here on changed bytes of ``inode`` are in staging file ``staging``.
 
     Behind the end of the settled (and later the adopted) extents that file alone says what the
@@ -85,7 +85,7 @@ class Stage(msgspec.Struct, frozen=True, array_like=True, tag=6):
     staging: int
 
 
-class Dirty(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Dirty(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
     """``[start, stop)`` of ``inode`` is in its staging file, durably so since before this edit."""
 
     inode: int
@@ -93,14 +93,14 @@ class Dirty(msgspec.Struct, frozen=True, array_like=True, tag=7):
     stop: int
 
 
-class Truncate(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Truncate(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     """``inode`` has ``size`` bytes; what is beyond is gone, what is new is zeros."""
 
     inode: int
     size: int
 
 
-class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9):
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """Bytes of ``inode`` from ``start`` on are these extents (packed), not its staging file's."""
 
     inode: int
@@ -108,7 +108,7 @@ class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9):
     extents: bytes
 
 
-class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11):
+class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
     """``inode`` has no name any more but is still open, or a directory that may be in use.
 
     Only a daemon that takes over from a dead one has use for it; ``entry``: what it is now, its

@@ -34,7 +34,7 @@ NAMESPACES = (b"user.", b"trusted.", b"security.")
 """Prefixes of the names that may be set, xattr(7); behind each of them any name will do."""
 
 
-class AttrChange(msgspec.Struct, frozen=True):
+class AttrChange(msgspec.Struct, frozen=True, gc=False):
     """What a setattr asks for; None: stays."""
 
     mode: int | None = None

@@ -34,7 +34,7 @@ LINKS_MAX = 65_000
 _LINK_ID = struct.Struct(">Q")
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asks: what a new object belongs to."""
 
     uid: int
@@ -42,7 +42,7 @@ class Caller(msgspec.Struct, frozen=True):
     umask: int = 0
 
 
-class _Gone(msgspec.Struct, frozen=True):
+class _Gone(msgspec.Struct, frozen=True, gc=False):
     """An inode that is about to lose its last name; ``placed``: its number had to be noted."""
 
     inode: int
