@@ -74,6 +74,19 @@ def decode_extents(packed: bytes) -> list[Extent]:
     return extents
 
 
+def extent_ids(packed: bytes) -> list[RecordId]:
+    """Return the chunks that packed extents refer to, with repetitions; errors as above."""
+    if len(packed) % EXTENT_BYTES:
+        raise CorruptError(f"{len(packed)} bytes are no whole number of extents")
+    found = []
+    for chunk_id, length in _EXTENT.iter_unpack(packed):
+        if not length:
+            raise CorruptError("an extent of no bytes")
+        if chunk_id != HOLE:
+            found.append(RecordId(chunk_id))
+    return found
+
+
 def split_recipe(extents: Sequence[Extent]) -> Iterator[Sequence[Extent]]:
     """Split extents into pages whose ends depend on content, so that shifted files share pages."""
     start = 0
@@ -190,7 +203,7 @@ def entry_references(entry: TreeEntry) -> list[RecordId]:
     if entry.is_file:
         if len(content) == ID_BYTES:
             return [RecordId(content)]
-        return [e.chunk_id for e in decode_extents(content) if e.chunk_id != HOLE]
+        return extent_ids(content)
     if entry.is_directory:
         if len(content) == ID_BYTES:
             return [RecordId(content)]
@@ -208,7 +221,7 @@ def references(kind: RecordKind, payload: bytes) -> list[RecordId]:
         CorruptError: the payload is not of this kind.
     """
     if kind == RecordKind.RECIPE_PAGE:
-        return [e.chunk_id for e in decode_extents(payload) if e.chunk_id != HOLE]
+        return extent_ids(payload)
     if kind == RecordKind.RECIPE:
         return [page_id for page_id, _ in decode_recipe(payload)]
     if kind == RecordKind.TREE:
