@@ -235,29 +235,34 @@ class S3ql(Peer):
     """A store in a local directory, without encryption or compression, mounted while it is used."""
 
     name = "S3QL"
-    programs = ("mkfs.s3ql", "mount.s3ql", "umount.s3ql")
+    programs = ("mkfs.s3ql", "mount.s3ql", "umount.s3ql", "s3qlcp")
     rounds_max = 2
 
     def ready(self, source: Path) -> None:
         super().ready(source)
-        self.store = self.place / "s3ql"
+        self.store, self.cache = self.place / "s3ql", self.place / "cache"
         self.store.mkdir()
-        self.options = ("--cachedir", self.place / "cache")
-        run("mkfs.s3ql", *self.options, "--plain", f"local://{self.store}")
-        with self.mounted() as top:
-            run("cp", "-a", f"{source}/.", top)
+        self.data = self.mountpoint / "data"
+        self._run("mkfs.s3ql", "--plain", f"local://{self.store}")
+        with self.mounted():
+            run("cp", "-a", source, self.data)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        quiet = ("--cachedir", self.cache, "--log", self.place / "log")
+        run(program, *quiet, *arguments)
 
     @contextmanager
     def mounted(self) -> Iterator[Path]:
         none = ("--compress", "none")
-        run("mount.s3ql", *self.options, *none, f"local://{self.store}", self.mountpoint)
+        self._run("mount.s3ql", *none, f"local://{self.store}", self.mountpoint)
         try:
-            yield self.mountpoint
+            yield self.data
         finally:
             run("umount.s3ql", self.mountpoint)
 
     def disk_bytes(self) -> int:
-        return disk_bytes(self.place)
+        """Count its cache too: what was written last is there before it is in the store."""
+        return disk_bytes(self.store) + disk_bytes(self.cache)
 
 
 @contextmanager

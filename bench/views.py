@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.commands import BenchError, dedupfs, disk_bytes, reason, remove, run, unmount
 from bench.datasets import noise_file, small_tree
 from bench.harness import Harness, Record, rotated, seconds_of
-from bench.peers import SNAPSHOT, Btrfs, Dedupfs, FuseOverlay, Overlay, Peer, Xfs, taking_part
+from bench.peers import SNAPSHOT, Btrfs, Dedupfs, FuseOverlay, Overlay, Peer, S3ql, Xfs, taking_part
 
 FILES = 12_000
 FILE_BYTES = 512 << 20
@@ -96,6 +96,27 @@ class _Subvolume(_ImageCopy):
 
     def undo(self) -> None:
         run("btrfs", "-q", "subvolume", "delete", self.view)
+
+
+class _S3qlCopy(_Way):
+    """`s3qlcp` in a running mount of S3QL, which copies what it knows of files and no data."""
+
+    rounds_max = 3
+
+    def __init__(self, peer: S3ql) -> None:
+        super().__init__("S3QL: s3qlcp", peer.mountpoint)
+        self.peer = peer
+
+    def make(self) -> Path:
+        self.view = self.peer.mountpoint / f"view-{next(self.numbers)}"
+        run("s3qlcp", self.peer.data, self.view)
+        return self.view
+
+    def taken(self) -> int:
+        return self.peer.disk_bytes()
+
+    def undo(self) -> None:
+        """Leave it: the next one has another name."""
 
 
 class _Layer(_Way):
@@ -179,6 +200,9 @@ def _ways(ready: list[Peer], source: Path, stack: ExitStack) -> list[_Way]:
             case Btrfs():
                 ways.append(_Subvolume(peer, "btrfs", "subvolume", "snapshot"))
                 ways.append(_ImageCopy(peer, "cp", "-a", "--reflink=always"))
+            case S3ql():
+                stack.enter_context(peer.mounted())
+                ways.append(_S3qlCopy(peer))
             case Dedupfs():
                 top = peer.place / "running"
                 top.mkdir()
@@ -196,7 +220,7 @@ def _measure(harness: Harness, key: str, source: Path, note: str) -> None:
     reasons: dict[str, str] = {}
     disk_key = f"{key}-disk"
     with harness.borrowed("peers") as place, ExitStack() as stack:
-        kinds: tuple[type[Peer], ...] = (Dedupfs, Overlay, FuseOverlay, Xfs, Btrfs)
+        kinds: tuple[type[Peer], ...] = (Dedupfs, Overlay, FuseOverlay, Xfs, Btrfs, S3ql)
         peers = [kind(place / kind.name.replace(" ", "-")) for kind in kinds]
         ready = stack.enter_context(taking_part(peers, source, reasons, harness.leave_out))
         ways = _ways(ready, source, stack)
