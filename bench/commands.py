@@ -54,7 +54,8 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{words[0]} took more than {COMMAND_SECONDS_MAX} s") from error
     if done.returncode not in accept:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        said = [line for line in lines if any(map(str.isalnum, line))]  # not a frame around it
         last = said[-1] if said else "said nothing"
         raise BenchError(f"{' '.join(words[:2])}: exit code {done.returncode}: {last}"[:200])
     return done.stdout

@@ -243,18 +243,14 @@ class S3ql(Peer):
         self.store, self.cache = self.place / "s3ql", self.place / "cache"
         self.store.mkdir()
         self.data = self.mountpoint / "data"
-        self._run("mkfs.s3ql", "--plain", f"local://{self.store}")
+        run("mkfs.s3ql", "--cachedir", self.cache, "--plain", f"local://{self.store}")
         with self.mounted():
             run("cp", "-a", source, self.data)
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
-        quiet = ("--cachedir", self.cache, "--log", self.place / "log")
-        run(program, *quiet, *arguments)
-
     @contextmanager
     def mounted(self) -> Iterator[Path]:
-        none = ("--compress", "none")
-        self._run("mount.s3ql", *none, f"local://{self.store}", self.mountpoint)
+        options = ("--cachedir", self.cache, "--log", self.place / "log", "--compress", "none")
+        run("mount.s3ql", *options, f"local://{self.store}", self.mountpoint)
         try:
             yield self.data
         finally:
