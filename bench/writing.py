@@ -40,7 +40,7 @@ class _Pieces:
 
 def measure(harness: Harness) -> None:
     large, small = harness.scale.bytes(LARGE_BYTES), harness.scale.bytes(SMALL_BYTES)
-    harness.require_room(12 * large)
+    harness.require_room(12 * large)  # each peer keeps what it was made ready with
     data = _Pieces()
     with harness.borrowed("known") as source:
         noise_file(source / "known.bin", large, "known")
