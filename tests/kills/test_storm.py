@@ -63,7 +63,7 @@ class Mount:
         os.close(progress)
         self.calls = 0
 
-    def _start(self, seed: str, number: int, progress: int) -> subprocess.Popen[str]:
+    def _start(self, seed: str, number: int, progress: int) -> subprocess.Popen[bytes]:
         top = self.path / f"w{number}"
         top.mkdir()
         return subprocess.Popen(
@@ -73,7 +73,7 @@ class Mount:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # or select(2) would not see a second answer that came with the first
             cwd=REPOSITORY,
             env=ENVIRONMENT,
             pass_fds=[progress],
@@ -85,8 +85,7 @@ class Mount:
     def tell(self, line: str) -> None:
         for writer in self.writers:
             assert writer.stdin is not None
-            writer.stdin.write(line + "\n")
-            writer.stdin.flush()
+            writer.stdin.write(line.encode() + b"\n")
 
     def answers(self) -> list[dict[str, object]]:
         found = []

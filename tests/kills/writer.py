@@ -32,6 +32,8 @@ COMMAND_TIMEOUT_S = 200
 TREE_BYTES_MAX = 6 << 20
 OPEN_MAX = 4
 SNAPSHOTS_MAX = 4
+COMMANDS = os.fdopen(0, "rb", buffering=0, closefd=False)
+"""Not buffered: select(2) would not see a second one that came with the first."""
 POOL = random.Random("pool").randbytes(3 << 20)
 """What all writers write pieces of, so that they share chunks."""
 MAY_FAIL = {0, 3, 8}
@@ -296,7 +298,7 @@ class Writer:
         self.random.choices(list(kinds), list(kinds.values()))[0]()
 
     def make_calls(self) -> dict[str, object]:
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while not select.select([COMMANDS], [], [], 0)[0]:
             try:
                 self.step()
             except OSError as exc:
@@ -341,8 +343,8 @@ def main() -> None:
     os.umask(0)
     os.set_blocking(int(progress), False)
     writer = Writer(seed, Path(store), Path(top), int(progress))
-    for line in sys.stdin:
-        done = writer.make_calls() if line == "write\n" else writer.verify()
+    for line in COMMANDS:
+        done = writer.make_calls() if line == b"write\n" else writer.verify()
         sys.stdout.write(json.dumps(done) + "\n")
         sys.stdout.flush()
 
