@@ -159,6 +159,8 @@ class Folder:
         else:
             entries = directory.entries()
         old = directory.entry
+        if not directory.changes and not directory.is_scope and tree_id_of(old) is not None:
+            return old  # only its own attributes changed: the tree and its sums are as they were
         links_id, linked_bytes = self._links_of(directory, encoded)
         tree_id: RecordId | None = None
         if entries or directory.next_slot > 1 or links_id is not None:
@@ -298,6 +300,7 @@ class Folder:
             self._clean_up(self._punch)
         state.edit_count = 0
         state.owned.clear()
+        state.held_back.clear()
         if state.journal is not None:
             state.journal.ready.clear()
 

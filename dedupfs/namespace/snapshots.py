@@ -30,23 +30,44 @@ SEQUENCE_COUNTER = "snapshot sequence"
 
 
 class SnapshotCatalog:
-    """All snapshots of one store, straight from the index: other processes' changes are seen."""
+    """All snapshots of one store, straight from the index: other processes' changes are seen.
+
+    What was decoded is kept as long as its row stays the same, and the whole list as long as the
+    index does: the root of a mount asks for them with each request.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._known: dict[bytes, tuple[bytes, SnapshotInfo]] = {}
+        self._listed: tuple[int, tuple[SnapshotInfo, ...]] | None = None
 
-    def list(self) -> list[SnapshotInfo]:
+    def list(self) -> Sequence[SnapshotInfo]:
         """Return all snapshots, sorted by name."""
-        found = []
         with self._store.reading() as txn:
+            if self._listed is not None and self._listed[0] == txn.state_number:
+                return self._listed[1]
+            found: dict[bytes, tuple[bytes, SnapshotInfo]] = {}
+            damaged = False
             for key, row in txn.scan(Table.SNAPSHOTS):
                 try:
-                    found.append(self._verified(key, row))
+                    found[key] = row, self._verified(key, row)
                 except CorruptError as exc:  # the others are to be seen all the same
                     log.error("snapshot left out: %s", exc)
-        return found
+                    damaged = True
+            infos = tuple(info for _, info in found.values())
+            self._known = found
+            self._listed = None if damaged else (txn.state_number, infos)
+        return infos
 
     def _verified(self, key: bytes, row: bytes) -> SnapshotInfo:
+        """Decode a row, unless it is the one that was decoded last."""
+        known = self._known.get(key)
+        if known is None or known[0] != row:
+            known = row, self._decoded(key, row)
+            self._known[key] = known
+        return known[1]
+
+    def _decoded(self, key: bytes, row: bytes) -> SnapshotInfo:
         """Decode a row; it holds the record's payload, so that the record's id tells damage."""
         info, record_id = decode_snapshot_row(row)
         digest, payload = self._store.digest, row[ID_BYTES:]

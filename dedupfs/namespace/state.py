@@ -80,6 +80,8 @@ class ViewState:
         self.uncapped: int | None = None
         """The inode whose capability was removed by the request before this one."""
         self.leased: set[RecordId] = set()
+        self.held_back: set[RecordId] = set()
+        """Trees that ``hold`` has pinned since the last fold: of one of them come many clones."""
         places = self.inodes.places_of(ROOT_NUMBER)
         if catalog:
             self.root: Directory = CatalogDirectory(
@@ -354,8 +356,10 @@ class ViewState:
     def hold(self, entry: TreeEntry) -> None:
         """Hold the trees of a snapshot back from gc until the next fold refers to them."""
         wanted = [tree_id_of(entry), links_id_of(entry)]
-        if not self.pin([record_id for record_id in wanted if record_id is not None]):
+        missing = [i for i in wanted if i is not None and i not in self.held_back]
+        if missing and not self.pin(missing):
             raise StaleError(f"snapshot {entry.name!r} is gone")
+        self.held_back.update(missing)
 
     def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
         """Write edits about a file's bytes to the journal; the file applies them itself."""

@@ -54,7 +54,7 @@ class _Page:
 class TreeReader:
     """Decoded trees and pages, the most recently used ones kept. Not for several threads."""
 
-    def __init__(self, store: Store, entries_max: int = 200_000) -> None:
+    def __init__(self, store: Store, entries_max: int = 100_000) -> None:
         self._store = store
         self._entries_max = entries_max
         self._trees: OrderedDict[RecordId, tuple[Tree, _Page]] = OrderedDict()

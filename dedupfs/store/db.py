@@ -76,6 +76,12 @@ class ReadTxn:
         self.raw = txn
         self.handles = handles
 
+    @property
+    def state_number(self) -> int:
+        """Number of the transaction that made this state: as long as it stays, all stays."""
+        number: int = self.raw.id()
+        return number
+
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the value of ``key``, or None."""
         try:
