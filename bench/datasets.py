@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 MIB = 1 << 20
 _NOISE_BYTES = 4 * MIB
 _MEBIBYTES = range(0, _NOISE_BYTES, MIB)
+_FRESH_SECONDS = 2.1
 _LONG_AGO_NS = 1_700_000_000 * 10**9
 
 
@@ -86,6 +88,11 @@ def tiny_tree(top: Path, files: int, per_directory: int = 100, seed: int = 1) ->
             os.utime(fd, ns=times)
             os.close(fd)
     return top
+
+
+def grow_old() -> None:
+    """Wait until what was just made counts as old for an import: ctime cannot be dated back."""
+    time.sleep(_FRESH_SECONDS)
 
 
 GIT = ("git", "-c", "safe.directory=*")

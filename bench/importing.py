@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.backups import Backup, Borg, Restic
 from bench.commands import dedupfs, disk_bytes, inode_count, remove, run
-from bench.datasets import change_files, checkpoint_family, small_tree, tiny_tree
+from bench.datasets import change_files, checkpoint_family, grow_old, small_tree, tiny_tree
 from bench.harness import Harness, Record, rotated, seconds_of
 
 FAMILY_FILES = 8
@@ -128,6 +128,7 @@ def measure_family(harness: Harness) -> None:
     with harness.borrowed("tiny") as place:
         count = harness.scale.count(TINY_FILES)
         tiny_tree(place / "steps", count)
+        grow_old()
         note = f"{count} files of some bytes each"
         keys = {"": count, "import-files": count}
         _new_and_again(harness, place, place / "steps", keys, note, TINY_SECONDS)

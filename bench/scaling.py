@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.commands import BenchError, dedupfs, reason, remove, run
-from bench.datasets import change_files, compressible_file, tiny_tree
+from bench.datasets import change_files, compressible_file, grow_old, tiny_tree
 from bench.harness import Harness, seconds_of
 from bench.opening import make_store, mount_seconds
 from bench.results import Curve, human
@@ -47,6 +47,7 @@ def _over_files(harness: Harness, full: bool) -> None:
         with harness.borrowed("files") as place:
             tree, store = tiny_tree(place / "tree", count), place / "store"
             dedupfs("init", store)
+            grow_old()
             micros = 1e6 / count
             point = {"import, new": _import(store, tree, "first") * micros}
             point["import, unchanged"] = _import(store, tree, "again") * micros
