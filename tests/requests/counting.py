@@ -80,7 +80,7 @@ class Counted:
         the machine says so in /proc/sys/vm/drop_caches.
         """
         tries = [self.requests(partial(call, number)) for number in range(_TRIES)]
-        return min(tries, key=len)
+        return min(reversed(tries), key=len)  # of equals the last, which knows most
 
     def names(self, call: Callable[[int], object]) -> list[str]:
         """Return the names of the fewest requests, in their order."""
