@@ -4,7 +4,6 @@ Knows how to ask for things, not how they are done; FUSE is imported by the proc
 alone. Specified in docs/cli.md.
 """
 
-import ctypes
 import functools
 import os
 import time
@@ -30,6 +29,7 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 @click.option("--view", metavar="V", help="Write into this view (default: 'default').")
 @click.option("--ephemeral", is_flag=True, help="Write into a view that goes with the mount.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
 def mount(
@@ -39,6 +39,7 @@ def mount(
     view: str | None,
     ephemeral: bool,
     read_only: bool,
+    no_writeback: bool,
     foreground: bool,
     allow_other: bool,
 ) -> None:
@@ -62,6 +63,7 @@ def mount(
         ephemeral=ephemeral,
         read_only=read_only,
         allow_other=allow_other,
+        cached_writes=not no_writeback,
     )
     if foreground:
         body(_tell_service_manager)
@@ -80,6 +82,7 @@ def _serve(
     ephemeral: bool,
     read_only: bool,
     allow_other: bool,
+    cached_writes: bool,
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
@@ -90,7 +93,13 @@ def _serve(
             f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
         ) from exc
     options = server.MountOptions(
-        view, snapshot, ephemeral, read_only, allow_other, supervisor=os.getpid()
+        view,
+        snapshot,
+        ephemeral,
+        read_only,
+        allow_other,
+        cached_writes,
+        supervisor=os.getpid(),
     )
     if foreground:
         os.chdir("/")  # a working directory below the mount would wait for ourselves
@@ -219,24 +228,10 @@ def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Comm
 
 
 def _commit_live(daemon: live.Daemon, request: live.Commit) -> live.Committed:
-    _write_back(Path(daemon.running.mountpoint))
+    mountpoints.write_back(Path(daemon.running.mountpoint))
     reply = live.ask(daemon.socket_path, request)
     assert isinstance(reply, live.Committed)
     return reply
-
-
-def _write_back(mountpoint: Path) -> None:
-    """Have the kernel hand over what was written through shared mappings: syncfs(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as exc:
-        raise MountError(f"cannot open {mountpoint}: {exc.strerror}") from exc
-    try:
-        if libc.syncfs(descriptor) != 0:
-            raise MountError(f"cannot sync {mountpoint}: {os.strerror(ctypes.get_errno())}")
-    finally:
-        os.close(descriptor)
 
 
 @click.group()

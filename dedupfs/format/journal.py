@@ -78,11 +78,13 @@ class Stage(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """From here on changed bytes of ``inode`` are in staging file ``staging``.
 
     Behind the end of the settled (and later the adopted) extents that file alone says what the
-    bytes are, and how many; before it, the ``Write`` edits that follow do.
+    bytes are, and how many; before it, the ``Write`` edits that follow do. ``times_told``: when
+    they changed is in edits of attributes alone; else that file's own time counts when it is later.
     """
 
     inode: int
     staging: int
+    times_told: bool = False
 
 
 class Dirty(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):

@@ -26,6 +26,9 @@ CACHE_SYMLINKS = 1 << 23
 """Targets stay in the page cache: they never change here."""
 HANDLE_KILLPRIV_V2 = 1 << 28
 """We clear suid, sgid and capabilities ourselves; without it each write(2) asks for an xattr."""
+WRITEBACK_CACHE = 1 << 16
+"""The kernel keeps writes in its page cache and hands them over later, with their times: only where
+another daemon gets what it keeps."""
 WANTED = DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
 
 _REQUEST_BYTES_MAX = 1 << 21
@@ -114,10 +117,13 @@ def unanswered(device: int) -> list[Unanswered]:
 class Handshake:
     """One handshake under way: ``session_fd`` is for libfuse, which owns it from then on."""
 
-    def __init__(self, device: int, init_request: bytes = b"") -> None:
+    def __init__(
+        self, device: int, init_request: bytes = b"", *, cached_writes: bool = False
+    ) -> None:
         """Read the kernel's INIT from ``device``, just mounted, and pass it on.
 
         ``init_request``: the one that the daemon had read which this one takes over from.
+        ``cached_writes``: ask for a writeback cache (or, of that daemon, whether it has one).
         """
         self._device = device
         self._repeats = bool(init_request)
@@ -128,22 +134,29 @@ class Handshake:
         self._proxy.send(self.request)
         self._answered = select.poll()
         self._answered.register(self._proxy, select.POLLIN)
+        self._wanted = WANTED
+        if cached_writes and can_resend(self.request):
+            self._wanted |= WRITEBACK_CACHE
         self.flags = 0
-        """Those of WANTED that were agreed, once it is done."""
+        """Those that we wanted and that were agreed, once it is done."""
 
     def finish(self) -> bool:
         """Pass libfuse's answer on if it is there, and give it the device; say whether it was."""
         if not self._answered.poll(0):
             return False
         reply = self._proxy.recv(_REQUEST_BYTES_MAX)
-        os.write(
-            self._device, _NOTIFY_RESEND if self._repeats else answer_with(reply, self._offered)
-        )
-        self.flags = self._offered & WANTED
+        answer = answer_with(reply, self._offered, self._wanted)
+        os.write(self._device, _NOTIFY_RESEND if self._repeats else answer)
+        self.flags = self._offered & self._wanted
         os.dup2(self._device, self.session_fd, inheritable=False)
         self.close()
         log.debug("handshake done flags=%#x", self.flags)
         return True
+
+    @property
+    def has_cached_writes(self) -> bool:
+        """Whether the writeback cache is wanted and there."""
+        return bool(self._offered & self._wanted & WRITEBACK_CACHE)
 
     def close(self) -> None:
         """Give back what libfuse does not own."""

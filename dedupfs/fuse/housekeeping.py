@@ -6,6 +6,7 @@ trio thread, in one step that no request can see half of; two are never under wa
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 import trio
 import trio.lowlevel
@@ -21,11 +22,17 @@ RETRY_INTERVAL_S = 30.0
 """A full disk or a failing one does not heal within a second; the journal keeps everything."""
 
 
+async def _at_once() -> None:
+    """Nothing has to arrive."""
+
+
 class Housekeeper:
     """The only one who folds a view while it is mounted."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, quiet: Callable[[], Awaitable[None]] = _at_once) -> None:
+        """``quiet`` returns when what the kernel had ready to write has arrived."""
         self._view = view
+        self._quiet = quiet
         self._one_at_a_time = trio.Lock()
 
     async def fold(self) -> None:
@@ -35,8 +42,13 @@ class Housekeeper:
             self._view.fold()
 
     async def commit(self, name: str, path: bytes, tags: dict[str, str]) -> SnapshotInfo:
-        """Freeze the view, or a directory of it, as a snapshot."""
+        """Freeze the view, or a directory of it, as a snapshot.
+
+        What the kernel keeps in its page cache is not in it unless the one who asks has called
+        syncfs(2) before: this process must not touch its own mount.
+        """
         async with self._one_at_a_time:
+            await self._quiet()
             await self._prepare()
             return self._view.commit(name, path=path, tags=tags, created_ns=time.time_ns())
 

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import MountError
+from dedupfs.errors import MountError, StoreFullError
 
 SUBTYPE = "dedupfs"
 FS_TYPE = f"fuse.{SUBTYPE}"
@@ -184,3 +184,26 @@ def _parse(line: str) -> Mount:
 
 def _unescape(field: str) -> str:
     return _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), field)
+
+
+def write_back(mountpoint: Path) -> None:
+    """Have the kernel hand over what it keeps of writes and of shared mappings: syncfs(2).
+
+    Not for the daemon of the mount: it would wait for itself.
+
+    Raises:
+        StoreFullError: the disk is full, now or at the last write whose program was not asked.
+        MountError: it cannot be done.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise MountError(f"cannot open {mountpoint}: {exc.strerror}") from exc
+    try:
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            failed = StoreFullError if code in (errno.ENOSPC, errno.EDQUOT) else MountError
+            raise failed(f"cannot sync {mountpoint}: {os.strerror(code)}")
+    finally:
+        os.close(descriptor)

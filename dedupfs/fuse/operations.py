@@ -115,8 +115,8 @@ def traced(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutin
 class Operations(pyfuse3.Operations):
     """One view behind one mount.
 
-    No writeback cache: a write is in the view's journal when its system call returns, so killing
-    this process loses nothing.
+    A write is in the view's journal, or in a staging file, when its request is answered. Whether
+    the kernel may keep writes back is the session's to agree on (``handshake.WRITEBACK_CACHE``).
     """
 
     enable_writeback_cache = False

@@ -48,6 +48,9 @@ class MountOptions:
     ephemeral: bool = False
     read_only: bool = False
     allow_other: bool = False
+    cached_writes: bool = True
+    """Let the kernel keep writes in its page cache; only ever done where a supervisor is, which
+    has another daemon get them."""
     supervisor: int = 0
     """Process that starts another daemon when this one dies; 0: there is none."""
 
@@ -207,14 +210,15 @@ class LiveMount:
         self._ready = ready
         self._answering = trio.Event()
         self._stopping = trio.Event()
-        self._housekeeper = Housekeeper(view)
+        self._housekeeper = Housekeeper(view, self._quiet)
+        self._session: Session | None = None
 
     async def run(self) -> None:
         """Mount, serve until the mount is gone, and leave nothing running."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
             await nursery.start(self._control().run)
-            session = self._mount()
+            session = self._session = self._mount()
             try:
                 await self._serve(session)
             finally:
@@ -225,20 +229,29 @@ class LiveMount:
         if self._lost is not None:
             return self._go_on(self._lost)
         operations = Operations(self._view, on_init=self._answering.set)
-        flags = MountFlags(self._options.read_only, self._options.allow_other)
+        options = self._options
+        cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
+        flags = MountFlags(options.read_only, options.allow_other, cached_writes)
         session = Session.mount(
             operations, self._mountpoint, self._store_path, flags, pace=operations
         )
         self._view.ledger.init_request = session.init_request
+        self._view.has_cached_writes = session.has_cached_writes
         log.info("mounted store=%s mountpoint=%s", self._store_path, self._mountpoint)
         return session
 
     def _go_on(self, lost: Lost) -> Session:
         operations = Operations(self._view, on_init=self._answering.set, done=lost.done)
-        init_request = self._view.ledger.init_request
+        ledger = self._view.ledger
         session = Session.resume(
-            operations, self._mountpoint, lost.device, init_request, operations
+            operations,
+            self._mountpoint,
+            lost.device,
+            ledger.init_request,
+            operations,
+            cached_writes=ledger.has_cached_writes,
         )
+        self._view.has_cached_writes = session.has_cached_writes
         log.warning("took over store=%s mountpoint=%s", self._store_path, self._mountpoint)
         return session
 
@@ -276,9 +289,13 @@ class LiveMount:
         if self._lost is not None:
             self._ready(None)
             return
-        session.raise_read_ahead()
+        session.raise_limits()
         can_go_on = bool(session.init_request)
         self._ready(Baton.of(session.device, self._view.handover()) if can_go_on else None)
+
+    async def _quiet(self) -> None:
+        if self._session is not None:
+            await self._session.quiet()
 
     async def _end_when_asked(self, session: Session) -> None:
         """Unmount while requests are still answered, then end the session."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pyfuse3
+import trio
 
 from dedupfs.errors import MountError
 from dedupfs.fuse import mountpoints
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 DEVICE = Path("/dev/fuse")
 READ_AHEAD_KIB = 1024
 """The kernel's 128 make it ask for 128 KiB at a time; with this a request is up to 1 MiB."""
+
+DIRTY_PERCENT = 10
+"""Of what the machine may have in written pages that no disk has yet, a mount's share; else 1."""
+QUIET_S_MAX = 5.0
+"""Under a storm of requests no moment is quiet; what had to arrive has by then."""
 
 _MS_RDONLY = 0x1
 _MS_NOSUID = 0x2
@@ -45,6 +51,8 @@ class MountFlags:
 
     read_only: bool = False
     allow_other: bool = False
+    cached_writes: bool = False
+    """Let the kernel keep writes in its page cache, where it can hand them to another daemon."""
 
 
 def prepare_mountpoint(mountpoint: Path, store_path: Path) -> Path:
@@ -98,8 +106,13 @@ class Session:
         self._waiter: Waiter | None = None
 
     @property
+    def has_cached_writes(self) -> bool:
+        """Whether the kernel keeps writes in its page cache; known before it is answered."""
+        return self._handshake is not None and self._handshake.has_cached_writes
+
+    @property
     def agreed_flags(self) -> int:
-        """The flags of ``handshake.WANTED`` that the kernel and we agreed on; 0 without one."""
+        """The flags that the kernel and the handshake agreed on; 0 without one."""
         return self._handshake.flags if self._handshake is not None else 0
 
     @classmethod
@@ -125,7 +138,7 @@ class Session:
         device = mount(mountpoint, os.fsencode(source), flags)
         session = cls(mountpoint, device)
         if pace is not None and can_replace():
-            session._handshake = Handshake(device)
+            session._handshake = Handshake(device, cached_writes=flags.cached_writes)
         try:
             session._begin(operations, pace)
         except MountError:
@@ -141,8 +154,12 @@ class Session:
         device: int,
         init_request: bytes,
         pace: "Pace",
+        *,
+        cached_writes: bool,
     ) -> "Session":
         """Go on with a connection whose daemon died; the kernel sends again what is unanswered.
+
+        ``cached_writes``: what that daemon agreed on.
 
         Raises:
             MountError: libfuse refused.
@@ -150,7 +167,7 @@ class Session:
         if not can_replace():
             raise MountError("this pyfuse3 cannot take a connection over")
         session = cls(mountpoint, device)
-        session._handshake = Handshake(device, init_request)
+        session._handshake = Handshake(device, init_request, cached_writes=cached_writes)
         session._begin(operations, pace)
         return session
 
@@ -204,8 +221,21 @@ class Session:
             self._waiter.remove()
         pyfuse3.close(unmount=False)
 
-    def raise_read_ahead(self) -> None:
-        """Let the kernel ask for more at once; only root can, so it is done where possible.
+    async def quiet(self) -> None:
+        """Wait until all requests that the kernel had ready are answered, or for a few seconds.
+
+        So whatever syncfs(2) has made the kernel hand over has arrived: it waits for the writes of
+        FUSE in some kernels alone (Linux 6.16 to 6.18). They follow each other into the queue of
+        the device, each at the latest when an earlier one is answered.
+        """
+        if self._waiter is not None:
+            with trio.move_on_after(QUIET_S_MAX):
+                await self._waiter.quiet()
+
+    def raise_limits(self) -> None:
+        """Let the kernel ask for more at once, and keep more that was written.
+
+        Only root can, so it is done where possible.
 
         Only after the INIT reply, which would lower it again. The device number comes from the
         mount table: a stat of our own mount would wait for ourselves.
@@ -213,11 +243,12 @@ class Session:
         mount = mountpoints.mount_at(self.mountpoint)
         if mount is None or not mount.is_ours or os.geteuid() != 0:
             return
-        knob = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
-        try:
-            knob.write_text(f"{READ_AHEAD_KIB}\n")
-        except OSError as exc:  # a container with a read-only /sys: slower, not broken
-            log.info("read-ahead left as it is path=%s: %s", knob, exc.strerror)
+        for name, value in (("read_ahead_kb", READ_AHEAD_KIB), ("max_ratio", DIRTY_PERCENT)):
+            knob = Path(f"/sys/class/bdi/{mount.device}/{name}")
+            try:
+                knob.write_text(f"{value}\n")
+            except OSError as exc:  # a container with a read-only /sys: slower, not broken
+                log.info("limit left as it is path=%s: %s", knob, exc.strerror)
 
 
 def _open_device() -> int:

@@ -93,6 +93,11 @@ class Waiter:
         self._turn_ns = time.perf_counter_ns()
         return self._turn_ns
 
+    async def quiet(self) -> None:
+        """Return when no request waits in the device, in a thread or in a handler."""
+        while not self._is_idle() or self._requests.poll(0):
+            await trio.lowlevel.checkpoint()
+
     def _look(self, now_ns: int) -> bool:
         if self._is_idle():
             return self._spin(now_ns + SPIN_NS) or bool(self._requests.poll(POLL_MS))

@@ -51,15 +51,25 @@ class AttrChange(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is to be set: so chown(2) to no user and no group arrives here."""
+        """Whether nothing is to be set: so chown(2) to no user and no group arrives here.
+
+        A kernel that keeps times tells when that was.
+        """
+        return self._asks_for_times_alone and self.mtime_ns is None
+
+    @property
+    def tells_times(self) -> bool:
+        """Whether it only hands over the times that a kernel has kept, whenever that may be."""
+        return self._asks_for_times_alone and self.mtime_ns is not None
+
+    @property
+    def _asks_for_times_alone(self) -> bool:
         return (
             self.mode is None
-            and self.mtime_ns is None
             and self.size is None
             and self.uid is None
             and self.gid is None
             and self.atime_ns is None
-            and self.ctime_ns is None
         )
 
 
@@ -120,19 +130,27 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> T
         if not entry.is_directory:
             fields.setdefault("mode", _given_away(state, inode, entry, change))
             xattrs = with_xattr(xattrs, CAPABILITY, None)
+    fields |= _new_times(entry, change)
+    if fields or xattrs is not entry.xattrs:
+        fields["xattrs"] = xattrs
+        fields["ctime_ns"] = _ctime(state, entry, now_ns, change.ctime_ns)
+        entry = msgspec.structs.replace(entry, **fields)
+        put_attributes(state, inode, entry, now_ns)
+    if not change.tells_times:
+        state.uncapped = None
+    return entry
+
+
+def _new_times(entry: TreeEntry, change: AttrChange) -> dict[str, object]:
+    """Return the fields that utimensat(2) sets, and a kernel that keeps times."""
+    fields: dict[str, object] = {}
     if change.mtime_ns is not None:
         fields["mtime_ns"] = _clamped(change.mtime_ns)
     if change.atime_ns is not None:
         fields["atime_ns"] = _clamped(change.atime_ns) or ATIME_EPOCH_NS
     elif change.mtime_ns is not None:
         fields["atime_ns"] = entry.kept_atime_ns
-    if fields or xattrs is not entry.xattrs:
-        fields["xattrs"] = xattrs
-        fields["ctime_ns"] = now_ns if change.ctime_ns is None else change.ctime_ns
-        entry = msgspec.structs.replace(entry, **fields)
-        put_attributes(state, inode, entry, now_ns)
-    state.uncapped = None
-    return entry
+    return fields
 
 
 def _given_away(state: ViewState, inode: int, entry: TreeEntry, change: AttrChange) -> int:
@@ -165,17 +183,28 @@ def without_privileges(mode: int) -> int:
     return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
-def drop_privileges(state: ViewState, inode: int, *, keep_bits: bool, now_ns: int) -> None:
+def drop_privileges(
+    state: ViewState, inode: int, *, keep_bits: bool, now_ns: int, keep_capability: bool = False
+) -> None:
     """A file's bytes change: take what let its old bytes do more than others (chmod(2), xattr(7)).
 
     The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2), so that it need not ask before a write.
     """
     entry = state.entry_of(inode)
     mode = entry.mode if keep_bits else without_privileges(entry.mode)
-    xattrs = with_xattr(entry.xattrs, CAPABILITY, None)
+    xattrs = entry.xattrs if keep_capability else with_xattr(entry.xattrs, CAPABILITY, None)
     if mode != entry.mode or xattrs is not entry.xattrs:
-        changed = msgspec.structs.replace(entry, mode=mode, xattrs=xattrs, ctime_ns=now_ns)
+        ctime_ns = _ctime(state, entry, now_ns)
+        changed = msgspec.structs.replace(entry, mode=mode, xattrs=xattrs, ctime_ns=ctime_ns)
         put_attributes(state, inode, changed, now_ns)
+
+
+def _ctime(state: ViewState, entry: TreeEntry, now_ns: int, told_ns: int | None = None) -> int:
+    """Return when a request changed a file: as told, else now, or what it was where the kernel
+    keeps times: there it tells what it wants to have."""
+    if told_ns is not None:
+        return told_ns
+    return entry.ctime_ns if state.kernel_keeps_times and entry.is_file else now_ns
 
 
 def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
@@ -192,6 +221,8 @@ def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
 
 def note_same_size(state: ViewState, inode: int, now_ns: int) -> None:
     """A file was cut off where it ends already, which changes no byte but its times."""
+    if state.kernel_keeps_times:
+        return
     entry = state.entry_of(inode)
     changed = msgspec.structs.replace(
         entry, atime_ns=entry.kept_atime_ns, mtime_ns=now_ns, ctime_ns=0

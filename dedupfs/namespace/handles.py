@@ -158,11 +158,20 @@ class HandleTable:
     def write(self, handle: int, file_offset: int, data: bytes, now_ns: int) -> int:
         """Write all of ``data``."""
         file = self.file(handle)
-        if file.entry.mode & _PRIVILEGE_BITS or file.entry.xattrs:
-            keep_bits = handle in self._privileged
-            drop_privileges(self._state, file.inode, keep_bits=keep_bits, now_ns=now_ns)
+        cached = self._state.kernel_keeps_times
+        if file.entry.mode & _PRIVILEGE_BITS or (file.entry.xattrs and not cached):
+            # From a page cache bytes come late: a capability may be younger than they are. The
+            # kernel has removed an older one before it took them (file_remove_privs), and takes
+            # bytes for a set-id file into its cache from those alone who keep the bits.
+            drop_privileges(
+                self._state,
+                file.inode,
+                keep_bits=handle in self._privileged,
+                now_ns=now_ns,
+                keep_capability=cached,
+            )
         file.write(file_offset, data, now_ns)
-        if file.staging is not None:
+        if file.staging is not None and not cached:
             self._ledger.note_mtime(handle, now_ns)
         return len(data)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from dedupfs.namespace.ledger import Ledger
 
-VERSION = 1
+VERSION = 2
 """Of all this and the ledger's layout: who reads another one does not take over."""
 LEDGER = "ledger"
 OWNER = "owner"

@@ -7,6 +7,7 @@ Everything is little-endian:
     0     u64 serial of the next handle, u64 slots ever used
     16    the request in hand: u64 inode, u64 journal generation, u64 journal length in bytes,
           u64 handle that it opened (0: none), u32 process id, u32 opcode (0: no request)
+    56    u32 1: the kernel keeps writes in its page cache, and their times
     64    u32 length of the kernel's INIT request, then its bytes
     3072  u64 how many requests were ever noted as done and not answered by the daemon that did
           them, then the numbers (u64) that the kernel gave the last of them: 64 places, in turn
@@ -33,6 +34,7 @@ _REQUEST_OFFSET = 16
 _REQUEST = struct.Struct("<QQQQII")
 _HANDLE_OFFSET = _REQUEST_OFFSET + 24
 _OPCODE_OFFSET = _REQUEST_OFFSET + _REQUEST.size - 4
+_CACHED_WRITES_OFFSET = 56
 _INIT_OFFSET = 64
 _DONE_OFFSET = 3072
 _DONE_MAX = 64
@@ -194,6 +196,15 @@ class Ledger:
         }
 
     # --- the connection --------------------------------------------------------------------------
+
+    @property
+    def has_cached_writes(self) -> bool:
+        """Whether the kernel was told that it may keep writes."""
+        return bool(_U32.unpack_from(self._memory, _CACHED_WRITES_OFFSET)[0])
+
+    @has_cached_writes.setter
+    def has_cached_writes(self, cached: bool) -> None:
+        _U32.pack_into(self._memory, _CACHED_WRITES_OFFSET, cached)
 
     @property
     def init_request(self) -> bytes:

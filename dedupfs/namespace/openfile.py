@@ -35,6 +35,10 @@ _ADOPT_EXTENTS_MAX = 1 << 18
 class FileLog(Protocol):
     """Where an open file writes down what must survive, and gets its staging files."""
 
+    kernel_keeps_times: bool
+    """Writes come from the kernel's page cache, later than they were made: it says when that was
+    (setattr), and so they change no times themselves."""
+
     def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
         """Journal what happened to ``inode`` at ``time_ns``; SIGKILL cannot lose it afterwards."""
 
@@ -171,6 +175,8 @@ class OpenFile:
         stop = file_offset + len(data)
         if stop > FILE_BYTES_MAX:
             raise TooLargeError(f"a file cannot have {stop} bytes")
+        if self._log.kernel_keeps_times:
+            now_ns = 0
         self._make_writable(max(self.size, stop), now_ns, keep=self.size)
         if self.buffer is not None:
             self._log.append_file(self.inode, [Write(self.inode, file_offset, data)], now_ns)
@@ -183,13 +189,18 @@ class OpenFile:
         self.changed(now_ns)
 
     def changed(self, now_ns: int) -> None:
-        """Note that the bytes changed at ``now_ns``; when they were read last stays as it was."""
+        """Note that the bytes changed at ``now_ns``; when they were read last stays as it was.
+
+        0: the kernel says when (see ``FileLog``).
+        """
+        self.unsettled = True
+        if not now_ns:
+            return
         if not self.entry.atime_ns:
             atime_ns = self.mtime_ns or ATIME_EPOCH_NS
             self.entry = msgspec.structs.replace(self.entry, atime_ns=atime_ns)
         self.mtime_ns = now_ns
         self.ctime_ns = 0
-        self.unsettled = True
 
     def _write_staged(self, file_offset: int, data: bytes, now_ns: int) -> None:
         """Write to the staging file, and to the journal unless the staging file alone is enough.
@@ -239,7 +250,7 @@ class OpenFile:
     def _stage(self, now_ns: int) -> None:
         """Become staged; of a buffered file all bytes are staged."""
         staging = self._log.new_staging()
-        edits: list[Edit] = [Stage(self.inode, staging.number)]
+        edits: list[Edit] = [Stage(self.inode, staging.number, self._log.kernel_keeps_times)]
         if self.buffer is not None:  # which replay may not know, if the write was refused
             edits.insert(0, Truncate(self.inode, len(self.buffer)))
         try:
@@ -285,13 +296,16 @@ class OpenFile:
         """
         if size > FILE_BYTES_MAX:
             raise TooLargeError(f"a file cannot have {size} bytes")
+        if self._log.kernel_keeps_times:
+            now_ns = 0
         self._make_writable(size, now_ns, keep=min(size, self.size))
         if self.staging is None:
             self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
         else:
             start, data = self._clipped_bytes(size)
             self.staging.truncate(size)
-            self.staging.touch(now_ns)
+            if now_ns:
+                self.staging.touch(now_ns)
             if size < self.journaled_stop:
                 self.staging.write(start, data, now_ns)
                 with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
@@ -402,7 +416,7 @@ class OpenFile:
             return []
         kept_bytes = 0 if self._new else self.recipe.size
         edits: list[Edit] = [
-            Stage(self.inode, self.staging.number),
+            Stage(self.inode, self.staging.number, self._log.kernel_keeps_times),
             Truncate(self.inode, kept_bytes),
         ]
         position = 0

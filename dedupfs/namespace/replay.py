@@ -53,6 +53,8 @@ class _Staged:
     size: int
     told_ns: int
     """When the journal last told of the file."""
+    times_told: bool
+    """Whether the journal tells all of its times."""
     writes: list[tuple[int, bytes]] = field(default_factory=list)
 
     def clip(self, size: int) -> None:
@@ -120,7 +122,7 @@ class Replay:
                 return  # a file that lost its name before the crash
             if not file.orphan or self._is_kept(file.inode):
                 self._apply_bytes(file, edit)
-                file.changed(time_ns or file.mtime_ns)
+                file.changed(time_ns)
                 if file.inode in self._staged:
                     self._staged[file.inode].told_ns = time_ns
 
@@ -239,7 +241,9 @@ class Replay:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more
         assert file.staging is not None
         writes = [(0, kept)] if kept else []
-        self._staged[file.inode] = _Staged(file.staging.size, file.mtime_ns, writes)
+        self._staged[file.inode] = _Staged(
+            file.staging.size, file.mtime_ns, edit.times_told, writes
+        )
         file.size = max(file.recipe.size, file.staging.size, len(kept))
 
     def _write_staged(self, file: OpenFile) -> None:
@@ -253,7 +257,8 @@ class Replay:
     def _take_time(self, file: OpenFile) -> None:
         """Take over when bytes were written that the staging file alone tells of."""
         assert file.staging is not None
-        if file.staging.mtime_ns > self._staged[file.inode].told_ns:
+        staged = self._staged[file.inode]
+        if not staged.times_told and file.staging.mtime_ns > staged.told_ns:
             file.changed(file.staging.mtime_ns)
 
     def _settle(self, file: OpenFile) -> None:

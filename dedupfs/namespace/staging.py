@@ -47,13 +47,15 @@ class Staging:
         return os.fstat(self.file.fd).st_mtime_ns
 
     def write(self, file_offset: int, data: bytes, mtime_ns: int) -> None:
-        """Write all of ``data``; SIGKILL loses neither it nor when it was written.
+        """Write all of ``data``; SIGKILL loses neither it nor when it was written (0: that is told
+        elsewhere).
 
         Raises:
             StoreFullError, StoreError: some of it may have been written; nothing was acknowledged.
         """
         self._disk.pwrite(self.file, [data], file_offset)
-        self._disk.touch(self.file, mtime_ns)
+        if mtime_ns:
+            self._disk.touch(self.file, mtime_ns)
 
     def touch(self, mtime_ns: int) -> None:
         """Set the time of the last change."""

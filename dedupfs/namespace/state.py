@@ -72,6 +72,8 @@ class ViewState:
         self.view_name = view_name
         self.inodes = InodeTable(store, view_id, next_number)
         self.journal: Journal | None = None
+        self.kernel_keeps_times = False
+        """See ``FileLog``; of a mount with a writeback cache."""
         self.next_staging = 1
         self.files: dict[int, OpenFile] = {}
         self.nameless: dict[int, TreeEntry] = {}

@@ -136,6 +136,15 @@ class View:
         return Handover(self.name, root, self._store.owner, fds)
 
     @property
+    def has_cached_writes(self) -> bool:
+        """Whether writes come from the kernel's page cache, which knows when they were made."""
+        return self._state.kernel_keeps_times
+
+    @has_cached_writes.setter
+    def has_cached_writes(self, cached: bool) -> None:
+        self._state.kernel_keeps_times = self.ledger.has_cached_writes = cached
+
+    @property
     def did_request(self) -> bool:
         """Whether the request that the ledger has in hand was done before the daemon died."""
         return self._opened.did_request
@@ -263,6 +272,8 @@ class View:
         """Change attributes; return all of them."""
         entry = attributes.setattr_(self._state, inode, change, self._now())
         attr = self._state.attr_as(inode, entry)
+        if self._state.kernel_keeps_times:
+            return attr
         if change.mtime_ns is not None or change.size is not None:
             noted_ns = 0 if change.mtime_ns is not None else attr.mtime_ns
             self._handles.note_mtime(inode, noted_ns)

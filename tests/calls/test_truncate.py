@@ -53,7 +53,28 @@ more than 4 GiB of zeros, PATH
     cat x = 12
 """,
     PATH="x @f",
-    SIZE="0 3 7 8 70000 3000000",
+    SIZE="0 3 8 70000 3000000",
+)
+# A kernel that keeps times does not take ours, and truncate(2) does not tell it to move its own.
+CASES += read_cases(
+    """
+truncate x to the size that it has
+    put x 1234567
+    mark x .
+    truncate x 7
+    stat x size = 7
+    moved x = mc mounts: mc|-
+    moved . = -
+
+truncate @f to the size that it has
+    put x 1234567
+    open x O_RDWR as f
+    mark x .
+    truncate @f 7
+    stat x size = 7
+    moved x = mc
+    moved . = -
+"""
 )
 CASES += read_cases(
     """

@@ -1,11 +1,12 @@
 """SIGKILL at random under everything at once: nothing that a completed call did is lost (P4).
 
-Method: two mounts of one store, each with writers that record every call that has returned (see
-writer.py), and commands beside them. A victim is chosen, lives for a counted number of calls and a
-short spin, and is killed with all its processes. Everybody else must go on, ``check`` must be clean
-while they do, and the writers compare the mount that is made anew with their models, byte for byte;
-so do they with every snapshot that a completed commit made. In the end all is removed, and the
-store must be empty: nothing of what the dead had begun may stay.
+Method: two mounts of one store, one of which lets the kernel keep writes, each with writers that
+record every call that has returned (see writer.py), and commands beside them. A victim is chosen,
+lives for a counted number of calls and a short spin, and is killed with all its processes.
+Everybody else must go on, ``check`` must be clean while they do, and the writers compare the mount
+that is made anew with their models, byte for byte; so do they with every snapshot that a completed
+commit made. In the end all is removed, and the store must be empty: nothing of what the dead had
+begun may stay.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ one had no time to make: docs/cli.md, "Exit codes"."""
 class Mount:
     """One view, its mount, and the writers in it."""
 
-    def __init__(self, place: Place, name: str, seed: str) -> None:
+    def __init__(self, place: Place, name: str, seed: str, *, cached: bool) -> None:
+        """``cached``: the kernel keeps writes."""
         self.place = place
         self.name = name
+        self.cached = cached
         self.path = place.mountpoint(name)
         self.reader, progress = os.pipe()
         self.up()
@@ -70,6 +73,7 @@ class Mount:
             [
                 *[sys.executable, "-m", "tests.kills.writer"],
                 *[seed, str(self.place.store), str(top), str(progress)],
+                "cached" if self.cached else "uncached",
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -80,7 +84,8 @@ class Mount:
         )
 
     def up(self) -> None:
-        self.place.mount(self.name, "--view", self.name)
+        options = [] if self.cached else ["--no-writeback"]
+        self.place.mount(self.name, "--view", self.name, *options)
 
     def tell(self, line: str) -> None:
         for writer in self.writers:
@@ -207,7 +212,7 @@ def storm(place: Place, seed: str) -> Iterator[Storm]:
     ).close()
     mounts: list[Mount] = []
     try:
-        mounts += [Mount(place, name, seed) for name in ("a", "b")]
+        mounts += [Mount(place, name, seed, cached=name == "b") for name in ("a", "b")]
         made = Storm(place, seed, mounts)
         fill(made.source, made.random)
         yield made

@@ -1,12 +1,15 @@
 """A process that makes calls in one directory of a mount until the mount dies under it.
 
-    python -m tests.kills.writer SEED STORE DIRECTORY PROGRESS_FD
+    python -m tests.kills.writer SEED STORE DIRECTORY PROGRESS_FD cached|uncached
 
 It keeps the model of what it has done, writes one byte to PROGRESS_FD for each call that has
 returned, and obeys lines on standard input, each answered by one JSON line:
 
     write       make calls; "paused" at the next line of input, or "stopped" once the mount is dead
     verify      compare the directory (of a mount that was made anew) with the model
+
+On a mount whose writes the kernel keeps, each write is followed by a close, as nothing before that
+need survive the mount.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 
 from tests.kills.model import Call, Node, Tree, read_tree
 
+_REALTIME_COARSE = 5  # linux/time.h
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 COMMAND_TIMEOUT_S = 200
 TREE_BYTES_MAX = 6 << 20
@@ -43,7 +47,8 @@ MAY_FAIL = {0, 3, 8}
 class Writer:
     """Makes random calls and knows what they must have done."""
 
-    def __init__(self, seed: str, store: Path, top: Path, progress: int) -> None:
+    def __init__(self, seed: str, store: Path, top: Path, progress: int, *, closes: bool) -> None:
+        self.closes = closes
         self.random = random.Random(seed)
         self.store = store
         self.top = top
@@ -61,7 +66,7 @@ class Writer:
 
     def do(self, call: Call, action: Callable[[], object]) -> None:
         """Make a call; it is in flight until it returns."""
-        call.time_ns = time.time_ns()
+        call.time_ns = time.clock_gettime_ns(_REALTIME_COARSE)  # by which the kernel marks files
         self.in_flight = call
         done = action()
         self.in_flight = None
@@ -141,11 +146,17 @@ class Writer:
         offset = self.random.choice([size, size, 0, self.random.randrange(size + 5000)])
         path = self.name_of(node)
         if path is None:
-            os.pwrite(descriptor, data, offset)
+            self.put(descriptor, data, offset)
             node.splice(offset, data)
         else:
             call = Call("write", path, data, offset)
-            self.do(call, lambda: os.pwrite(descriptor, data, offset))
+            self.do(call, lambda: self.put(descriptor, data, offset))
+
+    def put(self, descriptor: int, data: bytes, offset: int) -> int:
+        done = os.pwrite(descriptor, data, offset)
+        if self.closes:
+            os.close(os.dup(descriptor))
+        return done
 
     def write_much(self) -> None:
         """A long file in order: staged, cut while it comes, partly adopted, packed verbatim."""
@@ -158,7 +169,7 @@ class Writer:
             assert path is not None
             piece = data[offset : offset + 120_000]
             call = Call("write", path, piece, len(node.data))
-            self.do(call, partial(os.pwrite, descriptor, piece, call.number))
+            self.do(call, partial(self.put, descriptor, piece, call.number))
         del self.open[descriptor]
         os.close(descriptor)
 
@@ -339,10 +350,11 @@ class Writer:
 
 
 def main() -> None:
-    seed, store, top, progress = sys.argv[1:]
+    seed, store, top, progress, writes = sys.argv[1:]
     os.umask(0)
     os.set_blocking(int(progress), False)
-    writer = Writer(seed, Path(store), Path(top), int(progress))
+    closes = writes == "cached"
+    writer = Writer(seed, Path(store), Path(top), int(progress), closes=closes)
     for line in COMMANDS:
         done = writer.make_calls() if line == b"write\n" else writer.verify()
         sys.stdout.write(json.dumps(done) + "\n")

@@ -13,10 +13,12 @@ import errno
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
+from dedupfs.fuse.mountpoints import write_back
 from tests.fuse.harness import PR_SET_DUMPABLE
-from tests.posix.messages import Enter, Leave, Look, Make, Run, Tolerated
+from tests.posix.messages import Enter, Leave, Look, Make, Run, Tolerated, WriteBack
 from tests.posix.operation import Failed, Operation, Outcome, Place, perform
 from tests.posix.picture import Picture
 from tests.posix.tolerated import tolerated
@@ -36,6 +38,8 @@ class Actor:
             case Enter(native, mount):
                 self.leave()
                 return self.enter(native, mount)
+            case WriteBack(mount):
+                write_back(Path(os.fsdecode(mount)))
             case Leave():
                 self.leave()
             case Make(top, below):

@@ -97,8 +97,18 @@ def end(pair: Pair) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(params=[True, False], ids=["cached", "uncached"])
+def writes(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Options of a mount whose writes the kernel keeps, or hands over at once.
+
+    It keeps them only where a supervisor would start another daemon; these tests are none, and so a
+    daemon's death is a mount's.
+    """
+    return {"supervisor": os.getpid()} if request.param else {}
+
+
 @pytest.fixture
-def user_pair(make_pair: MakePair) -> Iterator[Pair]:
+def user_pair(make_pair: MakePair, writes: dict[str, object]) -> Iterator[Pair]:
     """A pair of an ordinary user's, mounted through fusermount3 for him: two processes of his.
 
     For root; whoever is none has ``pair``.
@@ -106,22 +116,22 @@ def user_pair(make_pair: MakePair) -> Iterator[Pair]:
     mode = DEVICE.stat().st_mode
     DEVICE.chmod(0o666)  # as on ordinary distributions
     try:
-        yield make_pair((User(NOBODY), User(NOBODY)))
+        yield make_pair((User(NOBODY), User(NOBODY)), **writes)
     finally:
         DEVICE.chmod(mode & 0o7777)
 
 
-def anybody_s(make: MakePair) -> Pair:
+def anybody_s(make: MakePair, **options: object) -> Pair:
     """Return a pair for whoever runs the tests; for root one with two other users."""
     if os.geteuid() == 0:
-        return make(ROOT_AND_USERS, allow_other=True)
-    return make((User(), User()))
+        return make(ROOT_AND_USERS, allow_other=True, **options)
+    return make((User(), User()), **options)
 
 
 @pytest.fixture
-def pair(make_pair: MakePair) -> Pair:
+def pair(make_pair: MakePair, writes: dict[str, object]) -> Pair:
     """A pair of the test's own."""
-    return anybody_s(make_pair)
+    return anybody_s(make_pair, **writes)
 
 
 @pytest.fixture(scope="module")

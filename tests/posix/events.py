@@ -38,7 +38,7 @@ class Commit:
     def happen(self, pair: Pair) -> str | None:
         name = f"{os.fsdecode(pair.native_top)}-{self.name}"
         native, _mount = pair.picture()
-        reply = pair.ask_daemon(live.Commit(name, pair.top))
+        reply = pair.commit(name)
         assert isinstance(reply, live.Committed), reply
         if not isinstance(native, Failed):  # an ordinary user may have shut himself out
             pair.snapshots[name] = native

@@ -22,6 +22,13 @@ class Leave:
 
 
 @dataclass(frozen=True)
+class WriteBack:
+    """Have the kernel hand over what it keeps of writes to this mount."""
+
+    mount: bytes
+
+
+@dataclass(frozen=True)
 class Make:
     """Make a directory for all to work in, with its parents (which are no work's)."""
 

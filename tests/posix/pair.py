@@ -22,7 +22,7 @@ from typing import Protocol
 from dedupfs.namespace import live
 from tests.fuse.harness import REPOSITORY, Daemons, Mounted
 from tests.posix.comparing import Matching, difference
-from tests.posix.messages import Enter, Leave, Look, Make, Run, Tolerated
+from tests.posix.messages import Enter, Leave, Look, Make, Run, Tolerated, WriteBack
 from tests.posix.operation import Operation, Outcome
 from tests.posix.picture import Picture
 
@@ -144,7 +144,12 @@ class Pair:
             actor.ask(Leave())
 
     def restart(self, end: Callable[[Mounted], object]) -> None:
-        """End the daemon in some way while everything is open or closed, and mount again."""
+        """End the daemon in some way while everything is open or closed, and mount again.
+
+        What the kernel keeps of writes would be lost with the mount if it were open.
+        """
+        if self.has_cached_writes:
+            self.leave()
         end(self.mounted)
         self.leave()
         self._complain()
@@ -161,6 +166,15 @@ class Pair:
         assert mounted.process.stdout is not None
         mounted.process.stdout.close()
         self.daemons.started.remove(mounted)
+
+    @property
+    def has_cached_writes(self) -> bool:
+        return bool(self.options.get("supervisor"))
+
+    def commit(self, name: str) -> live.Reply:
+        """Freeze the present directory, as the command does."""
+        self.actors[0].ask(WriteBack(os.fsencode(self.mounted.path)))
+        return self.ask_daemon(live.Commit(name, self.top))
 
     def ask_daemon(self, request: live.Request) -> live.Reply:
         daemon = live.daemon_at(self.mounted.store, self.mounted.path)
