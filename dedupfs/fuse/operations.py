@@ -139,6 +139,7 @@ class Operations(pyfuse3.Operations):
         self._view = view
         self._on_init = on_init
         self._in_threads = 0
+        self._keep_listing: Callable[[], None] = lambda: None
         if log.isEnabledFor(logging.DEBUG):
             for name in _HANDLERS:
                 setattr(self, name, traced(getattr(self, name)))
@@ -150,6 +151,10 @@ class Operations(pyfuse3.Operations):
     def is_idle(self) -> bool:
         """Whether no request waits for a thread."""
         return self._in_threads == 0
+
+    def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
+        """Have the kernel keep listings that nothing can change."""
+        self._keep_listing = keep_listing
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what a name stands for."""
@@ -354,7 +359,12 @@ class Operations(pyfuse3.Operations):
     @reply
     @repeats.once(repeats.OPENDIR)
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return self._view.opendir(inode)
+        handle = self._view.opendir(inode)
+        # The kernel looks whether a listing that it keeps is still true only where it begins anew,
+        # so one who goes back to a place in the middle would be told of names that are gone.
+        if self._view.read_only and not self._view.is_volatile(inode):
+            self._keep_listing()
+        return handle
 
     @reply
     def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +25,7 @@ from dedupfs.errors import MountError
 from dedupfs.fuse import mountpoints
 from dedupfs.fuse.handshake import Handshake, can_resend
 from dedupfs.fuse.mountpoints import MountBusyError
-from dedupfs.fuse.waiting import Waiter, can_replace
+from dedupfs.fuse.waiting import WORKERS_KEPT, Waiter, can_replace
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,10 @@ class Pace(Protocol):
 
     def answered(self) -> None:
         """The last request that was dealt with without an await has its answer."""
+        ...
+
+    def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
+        """``keep_listing`` may be called in a handler of opendir, which then awaits nothing."""
         ...
 
 
@@ -184,6 +189,7 @@ class Session:
         if self._handshake is not None and pace is not None:
             self._waiter = Waiter(self.device, pace.is_idle, pace.answered)
             self._waiter.install(before=self._handshake.finish)
+            pace.can_keep_listings(self._waiter.keep_listing)
 
     @property
     def init_request(self) -> bytes:
@@ -194,7 +200,7 @@ class Session:
 
     async def serve(self) -> None:
         """Answer requests until the mount is gone or ``stop`` was called."""
-        await pyfuse3.main()
+        await pyfuse3.main(min_tasks=WORKERS_KEPT)
 
     def unmount(self) -> None:
         """Take the mount away; run it in a thread, as the kernel may want pages written first.

@@ -15,10 +15,14 @@ from collections.abc import Awaitable, Callable
 import pyfuse3
 import trio
 
+from dedupfs.fuse.detour import Detour
+
 SPIN_NS = 100_000
 POLL_MS = 1
 TURN_NS = 2_000_000
 """Other tasks wait at most so long for a daemon that is kept busy."""
+WORKERS_KEPT = 8
+"""pyfuse3 ends those of its tasks that find more than so many others waiting (``min_tasks``)."""
 _NAME = "_wait_fuse_readable"
 
 
@@ -44,6 +48,9 @@ class Waiter:
         self._requests = select.poll()
         self._requests.register(session_fd, select.POLLIN)
         self._before: Callable[[], bool] | None = None
+        self._session_fd = session_fd
+        self._detour: Detour | None = None
+        self._parked = 0
         self._turn_ns = 0
         self._served = False
         self._gives_way = False
@@ -58,13 +65,27 @@ class Waiter:
     def remove(self) -> None:
         """Let pyfuse3 wait by itself again."""
         setattr(pyfuse3, _NAME, self._park)
+        if self._detour is not None:
+            self._detour.close()
+
+    def keep_listing(self) -> None:
+        """Let the kernel keep what is listed by the OPENDIR in hand, whose answer comes next.
+
+        Then the same worker waits again at once, with no turn of the loop in between, which ends
+        the detour: pyfuse3 ends a worker instead only when more than WORKERS_KEPT are parked.
+        """
+        if self._detour is not None and self._parked <= WORKERS_KEPT:
+            self._detour.begin()
 
     async def wait(self) -> bool:
         """Return True when there is a request, False when the session ends."""
+        if self._detour is not None and self._detour.under_way:
+            self._detour.finish()
         if self._before is not None:
             if not self._before():
-                return await self._park()
+                return await self._parking()
             self._before = None
+            self._detour = Detour(self._session_fd)
         self._answered()
         while True:
             now_ns = time.perf_counter_ns()
@@ -72,7 +93,7 @@ class Waiter:
                 now_ns = await self._give_way()
             if not self._gives_way and self._served and self._look(now_ns):
                 return True
-            if not await self._park():
+            if not await self._parking():
                 return False
             if self._gives_way:
                 continue
@@ -97,6 +118,13 @@ class Waiter:
         """Return when no request waits in the device, in a thread or in a handler."""
         while not self._is_idle() or self._requests.poll(0):
             await trio.lowlevel.checkpoint()
+
+    async def _parking(self) -> bool:
+        self._parked += 1
+        try:
+            return await self._park()
+        finally:
+            self._parked -= 1
 
     def _look(self, now_ns: int) -> bool:
         if self._is_idle():
