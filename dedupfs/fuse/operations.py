@@ -39,6 +39,7 @@ from dedupfs.fuse.attrs import (
 )
 from dedupfs.fuse.handshake import Unanswered
 from dedupfs.namespace.cloning import CLONE
+from dedupfs.namespace.handles import SyncPlan
 from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
@@ -347,8 +348,11 @@ class Operations(pyfuse3.Operations):
 
     @reply_later
     async def fsync(self, fh: int, datasync: bool) -> None:
-        plan = self._view.plan_fsync(self._view.inode_of(fh))
-        await self._in_thread(plan.run)
+        await self._durable(self._view.plan_fsync(self._view.inode_of(fh)))
+
+    async def _durable(self, plan: SyncPlan) -> None:
+        if not plan.is_done:
+            await self._in_thread(plan.run)
 
     @reply
     def release(self, fh: int) -> None:
@@ -375,8 +379,8 @@ class Operations(pyfuse3.Operations):
 
     @reply_later
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        plan = self._view.plan_fsync(None)  # names are in the view's journal, which is one file
-        await self._in_thread(plan.run)
+        # names are in the view's journal, which is one file
+        await self._durable(self._view.plan_fsync(None))
 
     @reply
     def releasedir(self, fh: int) -> None:

@@ -78,7 +78,7 @@ class Folder:
         state = self._state
         if any(inode not in state.files for inode in state.held):
             return True
-        if state.journal is not None and state.journal.sync_failed:
+        if state.names.failed or (state.journal is not None and state.journal.syncer.failed):
             return True  # the next one can be durable
         return any(d.dirty and not d.removed for d in state.directories.values()) or any(
             file.unsettled and not file.orphan for file in state.files.values()
@@ -105,7 +105,8 @@ class Folder:
         carried = []
         for file in list(state.files.values()):
             if not file.orphan and file.unsettled:
-                if not everything and file.open_count and file.may_be_carried:
+                carry = not everything and file.may_be_carried and not state.names.failed
+                if carry and file.open_count:
                     carried.append(file)
                 else:
                     settle(file)
@@ -238,9 +239,9 @@ class Folder:
         except BaseException:
             state.journal = old_journal
             journal.remove()
-            state.names_unsynced = True  # or it might come back, to a rebuild the latest one
+            state.names.changed()  # or it might come back, to a rebuild the latest one
             raise
-        state.names_unsynced = False
+        state.names.renew()
         self.row = row
         state.held = {inode for inode, file in state.files.items() if file.orphan}
         self._clean_up(old_journal.remove)

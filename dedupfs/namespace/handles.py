@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.errors import (
@@ -29,6 +29,7 @@ from dedupfs.namespace.ledger import DIRECTORY, PRIVILEGED, Ledger
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.readplan import ReadPlan
 from dedupfs.namespace.state import ViewState
+from dedupfs.store.syncing import Syncer
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,15 @@ _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 class SyncPlan:
     """What must reach the disk; holds its files open, so it may run in a thread."""
 
-    steps: tuple[Callable[[], None], ...]
+    steps: tuple[tuple[Syncer, int], ...]
+    """Of each file how many changes must be durable."""
     may_fail: bool = False
     """Whether this only saves waiting later, so that who comes later may meet the failure."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return all(syncer.is_synced(changes) for syncer, changes in self.steps)
 
     def run(self) -> None:
         """Wait until everything is durable.
@@ -53,9 +60,9 @@ class SyncPlan:
         Raises:
             StoreError, StoreFullError: it is not.
         """
-        for step in self.steps:
+        for syncer, changes in self.steps:
             try:
-                step()
+                syncer.sync(changes)
             except StoreError:
                 if not self.may_fail:
                     raise
@@ -235,19 +242,30 @@ class HandleTable:
         except StoreFullError:  # a crash before the next fold costs the exact time, nothing else
             log.info("disk full, mtime not journaled inode=%d", file.inode)
 
-    def plan_sync(self, inode: int | None, *, may_fail: bool = False) -> SyncPlan:
-        """Plan to make one file durable, or (None) all of the view."""
+    def plan_sync(self, inode: int | None) -> SyncPlan:
+        """Plan to make one file durable, or (None) all names and attributes.
+
+        What the journal tells too is durable by it alone: replay gives it to the staging file.
+        """
         state = self._state
         if state.journal is None:
             return SyncPlan(())
-        files = state.files.values() if inode is None else [state.files.get(inode)]
-        stagings = [file.staging for file in files if file is not None and file.staging is not None]
-        steps: list[Callable[[], None]] = [staging.sync for staging in stagings]
-        if state.names_unsynced and state.path is not None:
-            path = state.path
-            steps.append(lambda: state.store.disk.fsync_dir(path))
-        steps.append(state.journal.sync)
-        return SyncPlan(tuple(steps), may_fail)
+        journal, names = state.journal.syncer, state.names
+        always = (names, names.changes), (journal, journal.changes)
+        file = None if inode is None else state.files.get(inode)
+        if file is None or file.staging is None:
+            return SyncPlan(always)
+        return SyncPlan(((file.staging.syncer, file.staging.promised), *always))
+
+    def plan_sync_all(self) -> SyncPlan:
+        """Plan to make most of what a fold needs durable, so that it has less to wait for."""
+        journal = self._state.journal
+        if journal is None:
+            return SyncPlan(())
+        files = self._state.files.values()
+        syncers = [file.staging.syncer for file in files if file.staging is not None]
+        syncers += [self._state.names, journal.syncer]
+        return SyncPlan(tuple((syncer, syncer.changes) for syncer in syncers), may_fail=True)
 
     # --- directories -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from dedupfs.format.journal import (
     encode_header,
 )
 from dedupfs.store.disk import Disk, File
+from dedupfs.store.syncing import Syncer
 
 PREFIX = "journal."
 _UNPUBLISHED_SUFFIX = ".new"
@@ -39,9 +40,9 @@ class Journal:
         self.generation = generation
         self._file = file
         self.size = size
-        self.sync_failed = False
-        """Whether a sync failed: the kernel may have dropped those bytes, and would tell nobody
-        again, so this file is never called durable any more. The next fold starts another one."""
+        self.syncer = Syncer(path, lambda: disk.fdatasync(file))
+        """If it has failed, the next fold starts another journal."""
+        self.syncer.changed()  # whoever wrote what is there already may not have synced it
         self.declared: set[int] = set()
         """Inodes whose place this journal states, so that it can be read without the index."""
         self.ready: set[int] = set()
@@ -106,20 +107,15 @@ class Journal:
             self._disk.truncate(self._file, self.size)
             raise
         self.size += len(data)
+        self.syncer.changed()
 
     def sync(self) -> None:
-        """Make all records durable; may be called from another thread.
+        """Make all records durable.
 
         Raises:
             StoreFullError, StoreError: they are not, now or since an earlier sync failed.
         """
-        if self.sync_failed:
-            raise StoreError(f"cannot sync {self.path}: an earlier sync failed")
-        try:
-            self._disk.fdatasync(self._file)
-        except StoreError:
-            self.sync_failed = True
-            raise
+        self.syncer.sync(self.syncer.changes)
 
     def remove(self) -> None:
         """Delete the file; its descriptor goes with the last user."""

@@ -210,10 +210,11 @@ class OpenFile:
         order between two files.
         """
         assert self.staging is not None
-        if file_offset < self.journaled_stop:
+        journaled = file_offset < self.journaled_stop
+        if journaled:
             self._log.append_file(self.inode, [Write(self.inode, file_offset, data)], now_ns)
             self.note_journaled(file_offset, file_offset + len(data))
-        self.staging.write(file_offset, data, now_ns)
+        self.staging.write(file_offset, data, now_ns, journaled=journaled)
         if self.cutter is not None:
             self.cutter.feed(file_offset, data)
             if self.cutter.wants_adoption():
@@ -255,7 +256,7 @@ class OpenFile:
             edits.insert(0, Truncate(self.inode, len(self.buffer)))
         try:
             if self.buffer:
-                staging.write(0, bytes(self.buffer), now_ns)
+                staging.write(0, bytes(self.buffer), now_ns, journaled=True)
             self._log.append_file(self.inode, edits, now_ns)
         except BaseException:
             staging.remove()
@@ -303,9 +304,7 @@ class OpenFile:
             self._log.append_file(self.inode, [Truncate(self.inode, size)], now_ns)
         else:
             start, data = self._clipped_bytes(size)
-            self.staging.truncate(size)
-            if now_ns:
-                self.staging.touch(now_ns)
+            self.staging.truncate(size, now_ns)
             if size < self.journaled_stop:
                 self.staging.write(start, data, now_ns)
                 with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
@@ -391,7 +390,7 @@ class OpenFile:
     @property
     def may_be_carried(self) -> bool:
         """Whether its bytes may stay in the staging file through a fold."""
-        return self.staging is not None and not self.staging.sync_failed
+        return self.staging is not None and not self.staging.syncer.failed
 
     def sync(self) -> None:
         """Make the staging file durable, with the time of the last write or what utimes set."""

@@ -236,7 +236,7 @@ class Replay:
             return
         self._state.store.disk.chmod(path, 0o600)  # it may have been about to become a pack
         kept = bytes(file.buffer or b"")
-        file.attach(Staging(self._state.store.disk, self._directory, edit.staging))
+        file.attach(Staging(self._state.store.disk, self._directory, edit.staging, found=True))
         if file.cutter is not None:
             file.cutter.stop_at(0)  # what was cut before the crash is not known any more
         assert file.staging is not None

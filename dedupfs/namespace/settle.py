@@ -180,7 +180,7 @@ class _Settling:
         wanted = staged_bytes >= self._store.config.verbatim_bytes_min
         if self._collided or not wanted or 2 * staged_bytes < file.staging.stored_bytes:
             return
-        if file.staging.sync_failed:
+        if file.staging.syncer.failed:
             return  # its bytes must be written anew
         chunks = [(part.start, Extent(part.free_id, part.length)) for part in staged]
         try:
@@ -188,7 +188,7 @@ class _Settling:
         except MissingRecordError:
             return  # an id was taken by other bytes meanwhile: ``put`` finds another for it
         except StoreError:
-            file.staging.sync_failed = True  # perhaps: then no later sync would tell
+            file.staging.syncer.failed = True  # perhaps: then no later sync would tell
             raise
         self._packed = {part.free_id for part in staged}
 

@@ -7,8 +7,8 @@ link when it settles, so new data is written once. Knows no inode and no journal
 import os
 from pathlib import Path
 
-from dedupfs.errors import StoreError
 from dedupfs.store.disk import Disk, File
+from dedupfs.store.syncing import Syncer
 
 PREFIX = "staging."
 
@@ -21,15 +21,22 @@ def staging_path(directory: Path, number: int) -> Path:
 class Staging:
     """One staging file, open for reading and writing; its descriptor goes with the last user."""
 
-    def __init__(self, disk: Disk, directory: Path, number: int) -> None:
-        """Open staging file ``number``, making it when it does not exist."""
+    def __init__(self, disk: Disk, directory: Path, number: int, *, found: bool = False) -> None:
+        """Open staging file ``number``, making it when it does not exist.
+
+        ``found``: another process may have written what is in it, and not synced it.
+        """
         self._disk = disk
         self.number = number
         self.path = staging_path(directory, number)
         self.file: File = disk.open(self.path, write=True, create=True)
-        self.sync_failed = False
-        """Whether a sync failed: the kernel may have dropped those bytes, and would tell nobody
-        again, so this file is never called durable any more; settling writes them anew."""
+        self.syncer = Syncer(self.path, self._sync)
+        """If it has failed, settling writes the bytes anew."""
+        self._times_matter = found
+        if found:
+            self.syncer.changed()
+        self.promised = self.syncer.changes
+        """Of how many changes nothing else tells, so that an fsync must make them durable."""
 
     @property
     def size(self) -> int:
@@ -46,20 +53,33 @@ class Staging:
         """When its bytes changed last, as ``write`` and ``touch`` said."""
         return os.fstat(self.file.fd).st_mtime_ns
 
-    def write(self, file_offset: int, data: bytes, mtime_ns: int) -> None:
+    def write(
+        self, file_offset: int, data: bytes, mtime_ns: int, *, journaled: bool = False
+    ) -> None:
         """Write all of ``data``; SIGKILL loses neither it nor when it was written (0: that is told
         elsewhere).
+
+        ``journaled``: the journal has all of it, too.
 
         Raises:
             StoreFullError, StoreError: some of it may have been written; nothing was acknowledged.
         """
         self._disk.pwrite(self.file, [data], file_offset)
+        self._changed(mtime_ns, journaled=journaled)
+
+    def _changed(self, mtime_ns: int, *, journaled: bool) -> None:
         if mtime_ns:
-            self._disk.touch(self.file, mtime_ns)
+            self.touch(mtime_ns)
+        else:
+            self.syncer.changed()
+        if not journaled:
+            self.promised = self.syncer.changes
 
     def touch(self, mtime_ns: int) -> None:
         """Set the time of the last change."""
         self._disk.touch(self.file, mtime_ns)
+        self._times_matter = True
+        self.syncer.changed()
 
     def read(self, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``; zeros where nothing was written, also past the end."""
@@ -71,27 +91,29 @@ class Staging:
         found = self._disk.next_data(self.file, start)
         return stop if found is None else min(found, stop)
 
-    def truncate(self, size: int) -> None:
-        """Cut off or extend with zeros."""
+    def truncate(self, size: int, mtime_ns: int) -> None:
+        """Cut off or extend with zeros; ``mtime_ns`` as for ``write``."""
         self._disk.truncate(self.file, size)
+        self._changed(mtime_ns, journaled=False)
 
     def punch(self, start: int, stop: int) -> None:
         """Give the blocks inside ``[start, stop)`` back; nothing reads them any more."""
         self._disk.punch(self.file, start, stop)
 
     def sync(self) -> None:
-        """Make the bytes and their time durable; may be called from another thread.
+        """Make the bytes and their time durable.
 
         Raises:
             StoreFullError, StoreError: they are not, now or since an earlier sync failed.
         """
-        if self.sync_failed:
-            raise StoreError(f"cannot sync {self.path}: an earlier sync failed")
-        try:
+        self.syncer.sync(self.syncer.changes)
+
+    def _sync(self) -> None:
+        if self._times_matter:
+            self._times_matter = False
             self._disk.fsync(self.file)
-        except StoreError:
-            self.sync_failed = True
-            raise
+        else:
+            self._disk.fdatasync(self.file)
 
     def remove(self) -> None:
         """Delete the name (a verbatim pack made of the file stays)."""

@@ -10,12 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import (
-    MissingRecordError,
-    NotADirectoryNameError,
-    StaleError,
-    StoreFullError,
-)
+from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, StoreFullError
 from dedupfs.format.journal import Attributes, Edit, NameEdit, Orphan, Place, Put, Remove
 from dedupfs.model import HOLE, LINK_MODE, Attr, Extent, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
@@ -43,6 +38,7 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.staging import Staging
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
 from dedupfs.store.store import Store
+from dedupfs.store.syncing import Syncer
 
 DIRECTORY_BYTES = 4096
 """st_size of every directory; what a directory stores is counted in the store."""
@@ -100,8 +96,11 @@ class ViewState:
         self.obsolete: list[Staging] = []
         """Staging files that only the present journal still speaks of: deleted by the next fold,
         since a power cut may take back the journal's last records."""
-        self.names_unsynced = False
-        """Whether staging files were made whose names a power cut could lose."""
+        names = directory or store.path
+        self.names = Syncer(names, lambda: store.disk.fsync_dir(names))
+        """Of the view's own files; a daemon before this one may not have synced them."""
+        if directory is not None:
+            self.names.changed()
 
     @property
     def is_catalog(self) -> bool:
@@ -475,8 +474,9 @@ class ViewState:
         assert self.path is not None
         number = self.next_staging
         self.next_staging += 1
-        self.names_unsynced = True
-        return Staging(self.store.disk, self.path, number)
+        staging = Staging(self.store.disk, self.path, number)
+        self.names.changed()
+        return staging
 
     def sync_journal(self) -> None:
         """Make the journal durable."""

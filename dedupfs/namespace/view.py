@@ -394,7 +394,7 @@ class View:
         self._handles.release(handle)
 
     def plan_fsync(self, inode: int | None) -> SyncPlan:
-        """Plan to make one file (or, with None, the whole view) durable."""
+        """Plan to make one file (or, with None, all names and attributes) durable."""
         return self._handles.plan_sync(inode)
 
     def opendir(self, inode: int) -> int:
@@ -433,7 +433,7 @@ class View:
 
     def prepare_fold(self) -> SyncPlan:
         """Plan the waiting that a fold would do: run it in a thread first."""
-        return self._handles.plan_sync(None, may_fail=True)
+        return self._handles.plan_sync_all()
 
     def fold(self) -> None:
         """Turn what changed into trees and start a new journal.

@@ -52,6 +52,7 @@ class FakePlan:
 
     work: Callable[[], bytes] = lambda: b""
     cached: bool = True
+    is_done: bool = False
 
     def run_cached(self) -> bytes | None:
         return self.work() if self.cached else None

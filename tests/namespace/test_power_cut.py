@@ -37,11 +37,21 @@ class Machine:
         self.view = View.bring_back(self.store)
 
     def cut_the_power(self) -> None:
+        self._stop()
+        self.disk.lose_unsynced()
+        self.start()
+
+    def die(self) -> None:
+        """The process is gone, but what it wrote and did not sync is in the page cache."""
+        self._stop()
+        unsynced = self.disk._undo
+        self.start()
+        self.disk._undo[:0] = unsynced
+
+    def _stop(self) -> None:
         self.disk.crash()
         self.view._opened.release()
         self.store.db.close()
-        self.disk.lose_unsynced()
-        self.start()
 
     def create(self, name: bytes) -> int:
         return self.view.create(1, name, 0o644, ROOT)[0]
@@ -122,4 +132,53 @@ def test_a_file_that_grew_large_and_was_cut_short_does_not_get_old_bytes_back(
     machine.sync(handle)
     machine.cut_the_power()
     assert machine.read(b"file") == expected
+    machine.end()
+
+
+def test_bytes_that_replace_settled_ones_are_durable_by_the_journal_alone(machine: Machine) -> None:
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("settled", LARGE_BYTES))
+    machine.view.release(handle)
+    machine.view.fold()
+    handle = machine.view.open(machine.view.lookup(1, b"file").inode, os.O_RDWR)
+    for position in range(3):
+        machine.view.write(handle, position * 1000, noise(str(position), 100))
+        machine.disk.log.clear()
+        machine.sync(handle)
+        synced = [line for line in machine.disk.log if "sync" in line]
+        assert not [line for line in synced if "staging" in line], synced
+        assert len(synced) == (2 if position == 0 else 1), synced  # at first the names, too
+    machine.disk.log.clear()
+    machine.sync(handle)
+    assert not machine.disk.log, "nothing has changed"
+    expected = machine.read(b"file")
+    machine.cut_the_power()
+    assert machine.read(b"file") == expected
+    machine.end()
+
+
+@pytest.mark.parametrize("size", [LARGE_BYTES // 2, 2 * LARGE_BYTES])
+def test_a_synced_length_is_durable(machine: Machine, size: int) -> None:
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("file", LARGE_BYTES))
+    machine.sync(handle)
+    machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=size))
+    expected = machine.read(b"file")
+    machine.sync(handle)
+    machine.cut_the_power()
+    assert machine.read(b"file") == expected
+    machine.end()
+
+
+def test_what_a_dead_daemon_wrote_is_durable_once_the_next_one_has_synced_it(
+    machine: Machine,
+) -> None:
+    handle = machine.create(b"file")
+    data = noise("file", LARGE_BYTES)
+    machine.view.write(handle, 0, data)
+    machine.die()
+    handle = machine.view.open(machine.view.lookup(1, b"file").inode, os.O_RDWR)
+    machine.sync(handle)
+    machine.cut_the_power()
+    assert machine.read(b"file") == data
     machine.end()
