@@ -141,6 +141,7 @@ class Operations(pyfuse3.Operations):
         self._on_init = on_init
         self._in_threads = 0
         self._keep_listing: Callable[[], None] = lambda: None
+        self._has_request: Callable[[], bool] = lambda: True
         if log.isEnabledFor(logging.DEBUG):
             for name in _HANDLERS:
                 setattr(self, name, traced(getattr(self, name)))
@@ -152,6 +153,14 @@ class Operations(pyfuse3.Operations):
     def is_idle(self) -> bool:
         """Whether no request waits for a thread."""
         return self._in_threads == 0
+
+    def can_see_requests(self, has_request: Callable[[], bool]) -> None:
+        """Wait for a quick disk in place while the kernel has no other request."""
+        self._has_request = has_request
+
+    def _is_alone(self) -> bool:
+        """Whether a wait in here holds up no other request that is known."""
+        return self._in_threads == 0 and not self._has_request()
 
     def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
         """Have the kernel keep listings that nothing can change."""
@@ -323,7 +332,7 @@ class Operations(pyfuse3.Operations):
 
     async def _read(self, fh: int, off: int, size: int) -> Buffer:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
-        data = plan.run_cached()
+        data = plan.run_cached(self._is_alone)
         if data is not None:
             return data  # pyfuse3 answers before anything else runs that could use its memory
         try:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
