@@ -163,7 +163,7 @@ class Operations(pyfuse3.Operations):
         return self._in_threads == 0 and not self._has_request()
 
     def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
-        """Have the kernel keep listings that nothing can change."""
+        """Have the kernel keep listings that only its own requests change."""
         self._keep_listing = keep_listing
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
@@ -373,9 +373,7 @@ class Operations(pyfuse3.Operations):
     @repeats.once(repeats.OPENDIR)
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         handle = self._view.opendir(inode)
-        # The kernel looks whether a listing that it keeps is still true only where it begins anew,
-        # so one who goes back to a place in the middle would be told of names that are gone.
-        if self._view.read_only and not self._view.is_volatile(inode):
+        if self._view.can_keep_listing(inode):
             self._keep_listing()
         return handle
 
