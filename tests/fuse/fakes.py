@@ -332,6 +332,9 @@ class FakeView:
     def is_volatile(self, inode: int) -> bool:
         return inode in self.volatile
 
+    def can_keep_listing(self, inode: int) -> bool:
+        return inode not in self.volatile
+
     def give_back(self) -> bool:
         return False
 

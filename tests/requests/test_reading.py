@@ -66,8 +66,8 @@ def test_the_target_of_a_symlink_is_asked_for_once(mount: Counted) -> None:
 
 
 def test_find_in_a_known_tree_only_lists(mount: Counted) -> None:
-    """The kernel keeps listings, but for plain pyfuse3: there each directory comes in two parts, the
-    second of which is empty. Listing a directory has, as reading, changed its access time where it
+    """The kernel keeps listings, but for plain pyfuse3: there each directory comes in two parts, of
+    which the second is empty. Listing a directory has, as reading, changed its access time where it
     can be written: that of the first is asked for once more.
     """
     asked = mount.counts(program("find", mount.known, "-size", "+1"))
