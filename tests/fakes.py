@@ -240,6 +240,9 @@ class FaultyDisk:
     def will_need(self, file: File, start: int, stop: int) -> None:
         self.inner.will_need(file, start, stop)
 
+    def write_out(self, file: File, start: int, stop: int) -> None:
+        self.inner.write_out(file, start, stop)
+
     def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
         self._alive()
         return self.inner.preadv_cached(file, buffers, offset)

@@ -250,9 +250,11 @@ class HandleTable:
         state = self._state
         if state.journal is None:
             return SyncPlan(())
+        file = None if inode is None else state.files.get(inode)
+        if file is not None:
+            file.adopt_before_sync()
         journal, names = state.journal.syncer, state.names
         always = (names, names.changes), (journal, journal.changes)
-        file = None if inode is None else state.files.get(inode)
         if file is None or file.staging is None:
             return SyncPlan(always)
         return SyncPlan(((file.staging.syncer, file.staging.promised), *always))
@@ -262,7 +264,9 @@ class HandleTable:
         journal = self._state.journal
         if journal is None:
             return SyncPlan(())
-        files = self._state.files.values()
+        files = list(self._state.files.values())
+        for file in files:
+            file.adopt_before_sync()
         syncers = [file.staging.syncer for file in files if file.staging is not None]
         syncers += [self._state.names, journal.syncer]
         return SyncPlan(tuple((syncer, syncer.changes) for syncer in syncers), may_fail=True)

@@ -217,6 +217,7 @@ class OpenFile:
         self.staging.write(file_offset, data, now_ns, journaled=journaled)
         if self.cutter is not None:
             self.cutter.feed(file_offset, data)
+            self.cutter.write_out(self.staging.write_out)
             if self.cutter.wants_adoption():
                 self.adopt(now_ns)
 
@@ -365,9 +366,10 @@ class OpenFile:
         assert self.cutter is not None
         assert self.staging is not None
         adopted = []
-        for start, extents in self.cutter.take_found():
-            if not self._log.pin_extents(extents):
-                continue
+        found = self.cutter.take_found()
+        if not self._log.pin_extents([extent for _, extents in found for extent in extents]):
+            found = [run for run in found if self._log.pin_extents(run[1])]
+        for start, extents in found:
             edit = Adopt(self.inode, start, encode_extents(extents))
             self._log.append_file(self.inode, [edit], now_ns)
             self.apply_adopt(start, extents)
@@ -380,6 +382,13 @@ class OpenFile:
             return  # the blocks stay, and fsync will tell: the write itself is done
         for start, stop in adopted:
             self.staging.punch(start, stop)
+
+    def adopt_before_sync(self) -> None:
+        """Adopt what was found, if it is much: a sync need not write it to the disk then."""
+        if self.cutter is None or not self.cutter.finds_much():
+            return
+        with suppress(StoreError):  # the staging file has it all the same
+            self.adopt(0 if self._log.kernel_keeps_times else self.mtime_ns)
 
     def apply_adopt(self, start: int, extents: Sequence[Extent]) -> None:
         """Take over extents that are in the journal already."""

@@ -3,7 +3,6 @@
 Knows no file and no names. Source: docs/architecture.md, "Read".
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from dedupfs.chunking import Buffer
@@ -18,14 +17,11 @@ class ReadPlan:
     store: Store
     parts: tuple[bytes | tuple[Piece, ...], ...]
 
-    def run_cached(self, may_wait: Callable[[], bool] | None = None) -> Buffer | None:
-        """Return the bytes if none of them must be waited for; they stay until the next call.
-
-        ``may_wait``: whether a short wait would hold up nobody else.
-        """
+    def run_cached(self) -> Buffer | None:
+        """Return the bytes if none of them must be waited for; they stay until the next call."""
         if len(self.parts) == 1:
             part = self.parts[0]
-            return part if isinstance(part, bytes) else self.store.read_cached(part, may_wait)
+            return part if isinstance(part, bytes) else self.store.read_cached(part)
         found = []
         for part in self.parts:
             data = part if isinstance(part, bytes) else self.store.read_cached(part)

@@ -34,6 +34,9 @@ _IOV_MAX = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 _M_TRIM_THRESHOLD = -1  # malloc.h
@@ -125,6 +128,10 @@ class Disk(Protocol):
 
     def will_need(self, file: File, start: int, stop: int) -> None:
         """Begin to read ``[start, stop)`` into the page cache, without waiting for it."""
+        ...
+
+    def write_out(self, file: File, start: int, stop: int) -> None:
+        """Begin to write ``[start, stop)`` to the disk, without waiting for it: only advice."""
         ...
 
     def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
@@ -294,6 +301,10 @@ class RealDisk:
     def will_need(self, file: File, start: int, stop: int) -> None:
         with suppress(OSError, OverflowError):  # only advice
             os.posix_fadvise(file.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def write_out(self, file: File, start: int, stop: int) -> None:
+        # Without waiting, this says nothing of failures, and takes none from the sync to come.
+        _sync_file_range(file.fd, start, stop - start, _SYNC_FILE_RANGE_WRITE)
 
     def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
         flags = uncached_flags()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dedupfs.chunking import Buffer
 from dedupfs.errors import StoreError
 from dedupfs.format.keys import unpack_record_row
-from dedupfs.model import Codec, Extent, RecordKind
+from dedupfs.model import Codec, Extent, RecordId, RecordKind
 from dedupfs.store.store import Store
 
 _RUN_BYTES_MAX = 4 << 20
@@ -37,6 +37,40 @@ def match_chunks(store: Store, chunks: Sequence[Extent], data: memoryview) -> li
     return found
 
 
+class Matching:
+    """``match_chunks`` for chunks that lie anywhere in memory, to be run in a thread."""
+
+    def __init__(
+        self, store: Store, ids: Sequence[RecordId], payloads: Sequence[memoryview]
+    ) -> None:
+        """Plan it; ``ids``: what the ``payloads`` are digested to."""
+        self._store = store
+        self._chunks = [Extent(*pair) for pair in zip(ids, map(len, payloads), strict=True)]
+        self._payloads = payloads
+        self._rows = store.rows(ids)
+        self._found = [False] * len(payloads)
+
+    def run(self) -> None:
+        """Compare; the only part that waits for the disk. Any thread."""
+        first = 0
+        while first < len(self._chunks):
+            last, length = _run(self._chunks, self._rows, first)
+            if length:
+                stored = _stored(self._store, self._rows[first], length)
+                at = 0
+                for index in range(first, last):
+                    self._found[index] = stored.startswith(self._payloads[index], at)
+                    at += self._chunks[index].length
+            first = max(last, first + 1)
+
+    def take(self) -> list[bool]:
+        """Tell what ``match_chunks`` tells, in the thread that changes the store."""
+        for chunk, row, found in zip(self._chunks, self._rows, self._found, strict=True):
+            if found and row is not None:
+                self._store.note_match(chunk.chunk_id, row)
+        return self._found
+
+
 def _run(chunks: Sequence[Extent], rows: Sequence[bytes | None], first: int) -> tuple[int, int]:
     """Return the index behind the chunks that lie side by side from ``first`` on, and their bytes.
 
@@ -62,10 +96,14 @@ def _run(chunks: Sequence[Extent], rows: Sequence[bytes | None], first: int) -> 
 
 
 def _is_stored(store: Store, row: bytes | None, data: Buffer) -> bool:
+    stored = _stored(store, row, len(data))
+    return len(stored) == len(data) and stored.startswith(data)
+
+
+def _stored(store: Store, row: bytes | None, length: int) -> bytes | bytearray:
     assert row is not None
     _kind, _codec, _salt, pack, pack_offset, _stored, _logical, _refs = unpack_record_row(row)
     try:
-        stored = store.disk.pread_once(store.reader.open_pack(pack), len(data), pack_offset)
+        return store.disk.pread_once(store.reader.open_pack(pack), length, pack_offset)
     except StoreError:
-        return False  # the slow way will say what is wrong
-    return len(stored) == len(data) and stored.startswith(data)
+        return b""  # the slow way will say what is wrong

@@ -13,7 +13,7 @@ from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import total_bytes
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
-from dedupfs.transfer.cutter import Cutter, Foresight
+from dedupfs.store.cutter import Cutter, Foresight
 from dedupfs.transfer.reader import Block, ReadAhead, read_blocks
 from dedupfs.transfer.verbatim import LargeFile
 

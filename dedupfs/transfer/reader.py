@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple, Self
 
 from dedupfs.model import HOLE
-from dedupfs.transfer.cutter import Cut, Cutter
+from dedupfs.store.cutter import Cut, Cutter
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 3

@@ -18,9 +18,9 @@ from dedupfs.model import Codec, Extent, RecordId, RecordKind
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.codec import Encoder
+from dedupfs.store.cutter import Cut
 from dedupfs.store.disk import uncached_flags
 from dedupfs.store.match import match_chunks
-from dedupfs.transfer.cutter import Cut
 from dedupfs.transfer.reader import Block
 
 SYNC_BYTES = 64 << 20

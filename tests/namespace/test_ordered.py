@@ -48,3 +48,24 @@ def test_a_copy_that_ends_just_behind_an_adoption_reads_as_written(
         view.fold()
         assert read(view, inode) == data + more
     view.close()
+
+
+def test_a_copy_whose_pieces_pass_each_other_is_found_while_it_is_written(store: Store) -> None:
+    data = random.Random(8).randbytes(2 * ADOPT_CHUNKS * CHUNK_BYTES)
+    view = View.bring_back(store)
+    write(view, b"first", data)
+    view.fold()
+    page = 4096
+    pieces = [(start, data[start : start + page]) for start in range(0, len(data), page)]
+    for index in range(0, len(pieces) - 8, 8):
+        pieces[index], pieces[index + 7] = pieces[index + 7], pieces[index]
+    handle, attr = view.create(1, b"second", 0o644, CALLER)
+    for start, piece in pieces:
+        view.write(handle, start, piece)
+    (staging,) = (store.path / "views").glob("*/staging.*")
+    assert staging.stat().st_blocks * 512 < len(data) * 3 // 4
+    view.release(handle)
+    assert read(view, attr.inode) == data
+    view.fold()
+    assert read(view, attr.inode) == data
+    view.close()

@@ -11,9 +11,8 @@ import pytest
 
 from dedupfs.chunking import Chunker
 from dedupfs.model import HOLE, RecordId, RecordKind
-from dedupfs.store import Store
-from dedupfs.transfer import cutter
-from dedupfs.transfer.cutter import Cutter, Foresight, is_zero
+from dedupfs.store import Store, cutter
+from dedupfs.store.cutter import Cutter, Foresight, is_zero
 from dedupfs.transfer.ingest import ingest_tree
 from tests.transfer.trees import noise
 

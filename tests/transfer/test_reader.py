@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from dedupfs.model import RecordId, RecordKind
 from dedupfs.store import Store
+from dedupfs.store.cutter import Cutter
 from dedupfs.transfer import reader
-from dedupfs.transfer.cutter import Cutter
 from dedupfs.transfer.reader import Block, ReadAhead, data_segments, read_blocks
 from tests.transfer.trees import noise
 

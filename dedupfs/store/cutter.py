@@ -14,8 +14,8 @@ from dedupfs.chunking import Chunker
 from dedupfs.errors import StoreError
 from dedupfs.format.pack import TableChunk
 from dedupfs.model import HOLE, RecordId
-from dedupfs.store import Store
 from dedupfs.store.inventory import chunk_table, indexed_pack
+from dedupfs.store.store import Store
 
 WINDOW_BYTES = 1 << 20
 """How much is cut at once before it is looked whether it was seen before."""
