@@ -30,6 +30,9 @@ _KINDS: dict[int, type[StoreError]] = {
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_NOW = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
 _IOV_MAX = 512
+_ADVICE_BYTES = 128 << 10
+"""Of one call the kernel takes no more than the disk's read_ahead_kb, 128 unless somebody raised
+it, or its longest request, and says nothing (force_page_cache_ra in mm/readahead.c)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
@@ -300,7 +303,9 @@ class RealDisk:
 
     def will_need(self, file: File, start: int, stop: int) -> None:
         with suppress(OSError, OverflowError):  # only advice
-            os.posix_fadvise(file.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+            for at in range(start, stop, _ADVICE_BYTES):
+                length = min(_ADVICE_BYTES, stop - at)
+                os.posix_fadvise(file.fd, at, length, os.POSIX_FADV_WILLNEED)
 
     def write_out(self, file: File, start: int, stop: int) -> None:
         # Without waiting, this says nothing of failures, and takes none from the sync to come.

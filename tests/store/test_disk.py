@@ -117,6 +117,21 @@ def test_buffers_are_filled_in_spite_of_short_reads(
     assert b"".join(buffers)[:9] == b"two three"
 
 
+def test_no_advice_is_longer_than_the_kernel_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised: list[tuple[int, int]] = []
+    (tmp_path / "file").write_bytes(b"")
+    file = DISK.open(tmp_path / "file")
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _fd, start, length, _advice: advised.append((start, length))
+    )
+    DISK.will_need(file, 1000, 1000 + (1 << 20))
+    assert max(length for _, length in advised) <= 128 << 10
+    assert [start + length for start, length in advised[:-1]] == [start for start, _ in advised[1:]]
+    assert (advised[0][0], sum(length for _, length in advised)) == (1000, 1 << 20)
+
+
 def test_holes_are_punched_and_seen(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 40_960)
     file = DISK.open(tmp_path / "file", write=True)
