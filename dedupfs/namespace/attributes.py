@@ -73,8 +73,14 @@ class AttrChange(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) -> None:
-    """Record ``entry`` as what ``inode`` is now."""
+def put_attributes(
+    state: ViewState, inode: int, entry: TreeEntry, now_ns: int, *, told: bool = False
+) -> None:
+    """Record ``entry`` as what ``inode`` is now.
+
+    ``told``: only times differ, which the kernel keeps as long as it knows the inode. So nobody
+    ever misses those of a file without a name, and each unlink(2) tells some.
+    """
     if entry.is_directory:
         directory = state.directory(inode)
         if directory.removed:
@@ -85,7 +91,8 @@ def put_attributes(state: ViewState, inode: int, entry: TreeEntry, now_ns: int) 
         return
     file = state.files.get(inode)
     if file is not None and file.orphan:
-        state.append_orphan(inode, entry, now_ns)
+        if not told:
+            state.append_orphan(inode, entry, now_ns)
         file.entry = entry
         file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
         return
@@ -134,8 +141,11 @@ def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> T
     if fields or xattrs is not entry.xattrs:
         fields["xattrs"] = xattrs
         fields["ctime_ns"] = _ctime(state, entry, now_ns, change.ctime_ns)
-        entry = msgspec.structs.replace(entry, **fields)
-        put_attributes(state, inode, entry, now_ns)
+        changed = msgspec.structs.replace(entry, **fields)
+        told = change.tells_times and state.kernel_keeps_times
+        if not told or changed != entry:
+            put_attributes(state, inode, changed, now_ns, told=told)
+        entry = changed
     if not change.tells_times:
         state.uncapped = None
     return entry

@@ -24,6 +24,10 @@ PREFIX = "journal."
 _UNPUBLISHED_SUFFIX = ".new"
 _HEAD_BYTES = 1 << 16
 """No header is longer."""
+_AHEAD_BYTES_MIN = 64 << 10
+_AHEAD_BYTES_MAX = 512 << 10
+"""How many zeros are written behind the records of a journal that is synced again and again: as
+many as it has bytes of records, so that it takes no more than twice its room."""
 
 
 def journal_path(directory: Path, generation: int) -> Path:
@@ -40,7 +44,9 @@ class Journal:
         self.generation = generation
         self._file = file
         self.size = size
-        self.syncer = Syncer(path, lambda: disk.fdatasync(file))
+        self._ready_stop = size
+        self._is_synced = False
+        self.syncer = Syncer(path, self._sync)
         """If it has failed, the next fold starts another journal."""
         self.syncer.changed()  # whoever wrote what is there already may not have synced it
         self.declared: set[int] = set()
@@ -101,13 +107,40 @@ class Journal:
             StoreFullError, StoreError: nothing was appended.
         """
         data = encode_edits(time_ns, edits)
+        stop = self.size + len(data)
+        if self._is_synced and stop > self._ready_stop:
+            self._write_ahead()
         try:
             self._disk.pwrite(self._file, [data], self.size)
         except StoreError:
-            self._disk.truncate(self._file, self.size)
+            self._cut_off()
             raise
-        self.size += len(data)
+        self.size = stop
         self.syncer.changed()
+
+    def _write_ahead(self) -> None:
+        """Write zeros where the next records will be: while somebody syncs one after the other.
+
+        Bytes in blocks that are allocated, inside of the file, reach the disk without the file
+        system's own journal, and that has everybody's changes to wait for.
+        """
+        self._is_synced = False
+        zeros = bytes(min(max(self.size, _AHEAD_BYTES_MIN), _AHEAD_BYTES_MAX))
+        try:
+            self._disk.pwrite(self._file, [zeros], self.size)
+        except StoreError:  # the record may have room without
+            self._cut_off()
+        else:
+            self._ready_stop = self.size + len(zeros)
+
+    def _cut_off(self) -> None:
+        """Take back what a failed write has left behind the last record."""
+        self._disk.truncate(self._file, self.size)
+        self._ready_stop = self.size
+
+    def _sync(self) -> None:
+        self._disk.fdatasync(self._file)
+        self._is_synced = True
 
     def sync(self) -> None:
         """Make all records durable.

@@ -190,3 +190,28 @@ def test_an_acl_of_somebody_outside_the_group_takes_sgid(view: View) -> None:
     assert view.getattr(made.inode).mode & stat.S_ISGID
     view.setxattr(made.inode, acl.ACCESS, DEFAULT_ACL, is_member=lambda gid: gid != made.gid)
     assert not view.getattr(made.inode).mode & stat.S_ISGID
+
+
+def test_times_that_the_kernel_tells_are_journaled_when_somebody_could_miss_them(
+    view: View,
+) -> None:
+    view.has_cached_writes = True
+    handle, attr = view.create(1, b"f", 0o644, CALLER)
+    view.write(handle, 0, b"bytes")
+    journal = view._state.journal
+    assert journal is not None
+
+    def told(time_ns: int) -> int:
+        before = journal.size
+        changed = view.setattr(attr.inode, AttrChange(mtime_ns=time_ns, ctime_ns=time_ns))
+        assert (changed.mtime_ns, changed.ctime_ns) == (time_ns, time_ns)
+        assert view.getattr(attr.inode) == changed
+        return journal.size - before
+
+    assert told(5)
+    assert not told(5), "it is known"
+    assert told(6)
+    view.unlink(1, b"f")
+    assert not told(7), "it has no name, and the kernel knows it for as long as anybody does"
+    view.release(handle)
+    view.forget([(attr.inode, 1)])

@@ -7,12 +7,15 @@ file's fsync takes the journal along; then everything else that was not synced i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from dedupfs.chunking import Buffer
+from dedupfs.errors import StoreFullError
 from dedupfs.namespace.view import AttrChange, Caller, View
+from dedupfs.store.disk import File
 from dedupfs.store.store import Store
 from tests.fakes import FaultyDisk
 from tests.namespace.conftest import CHUNK_BYTES, assert_sound, make_small_store
@@ -181,4 +184,44 @@ def test_what_a_dead_daemon_wrote_is_durable_once_the_next_one_has_synced_it(
     machine.sync(handle)
     machine.cut_the_power()
     assert machine.read(b"file") == data
+    machine.end()
+
+
+def test_a_journal_with_zeros_written_ahead_ends_behind_its_last_record(machine: Machine) -> None:
+    handle = machine.create(b"file")
+    expected = b""
+    for number in range(40):
+        machine.view.write(handle, len(expected), noise(str(number), 50))
+        expected = machine.read(b"file")
+        machine.sync(handle)
+    journal = machine.view._state.journal
+    assert journal is not None
+    assert journal.path.stat().st_size > journal.size, "no zeros were written"
+    machine.view.write(handle, len(expected), b"not synced")
+    machine.cut_the_power()
+    again = machine.view._state.journal
+    assert again is not None
+    assert again.path.stat().st_size == again.size
+    assert machine.read(b"file") == expected
+    machine.end()
+
+
+def test_a_disk_without_room_for_zeros_has_room_for_records(machine: Machine) -> None:
+    handle = machine.create(b"file")
+    machine.sync(handle)
+    pwrite, refused = machine.disk.pwrite, 0
+
+    def short_of_room(file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        nonlocal refused
+        if len(buffers[0]) > 4096:
+            refused += 1
+            raise StoreFullError("injected")
+        pwrite(file, buffers, offset)
+
+    machine.disk.pwrite = short_of_room  # type: ignore[method-assign]
+    machine.view.write(handle, 0, b"bytes")
+    assert refused == 1
+    machine.sync(handle)
+    machine.cut_the_power()
+    assert machine.read(b"file") == b"bytes"
     machine.end()
