@@ -49,6 +49,8 @@ class Chunker:
         """
         if not data:
             return []
+        if final and len(data) <= self.params.minimum:
+            return [len(data)]
         lengths = [chunk.length for chunk in self._cdc.cut_buf(data)]
         if not final and lengths[-1] < self.params.maximum:
             lengths.pop()

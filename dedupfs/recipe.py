@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 from dedupfs.model import HOLE, Extent, RecordId
 from dedupfs.ranges import Ranges
@@ -38,11 +39,10 @@ class Recipe:
 
     def extend(self, extents: Iterable[Extent]) -> None:
         """Append extents at the end of the file."""
-        stop = self.size
-        for extent in extents:
-            stop += extent.length
-            self.ids.append(extent.chunk_id)
-            self._stops.append(stop)
+        extents = list(extents)
+        self.ids += [extent.chunk_id for extent in extents]
+        stops = accumulate([extent.length for extent in extents], initial=self.size)
+        self._stops.extend(islice(stops, 1, None))
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ Knows no files and no index. Source: docs/format.md, "Payloads".
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import TypeVar
 
 import msgspec
@@ -66,10 +67,8 @@ def decode_extents(packed: bytes) -> list[Extent]:
     """
     if len(packed) % EXTENT_BYTES:
         raise CorruptError(f"{len(packed)} bytes are no whole number of extents")
-    extents = [
-        Extent(RecordId(chunk_id), length) for chunk_id, length in _EXTENT.iter_unpack(packed)
-    ]
-    if any(extent.length == 0 for extent in extents):
+    extents = list(starmap(Extent, _EXTENT.iter_unpack(packed)))
+    if 0 in [extent.length for extent in extents]:
         raise CorruptError("an extent of no bytes")
     return extents
 

@@ -49,7 +49,7 @@ def load_recipe(store: Store, content: bytes) -> Recipe:
     extents: list[Extent] = []
     for page_id, length in decode_recipe(store.get(RecordId(content), RecordKind.RECIPE)):
         page = decode_extents(store.get(page_id, RecordKind.RECIPE_PAGE))
-        if sum(extent.length for extent in page) != length:
+        if total_bytes(page) != length:
             raise CorruptError(f"recipe page {page_id.hex()} does not cover {length} bytes")
         extents += page
     return Recipe(extents)
@@ -115,4 +115,4 @@ def hole_bytes(extents: Iterable[Extent]) -> int:
 
 def total_bytes(extents: Iterable[Extent]) -> int:
     """Return how many bytes of a file the extents make."""
-    return sum(extent.length for extent in extents)
+    return sum([extent.length for extent in extents])

@@ -133,7 +133,14 @@ class Folder:
         except StaleError:
             file.orphan = True
             return
-        holder.put(msgspec.structs.replace(file.named_entry(), name=old.name, slot=old.slot))
+        entry = msgspec.structs.replace(
+            file.entry,
+            mtime_ns=file.mtime_ns,
+            ctime_ns=file.ctime_ns,
+            name=old.name,
+            slot=old.slot,
+        )
+        holder.put(entry)
 
     def _encode_directories(self) -> dict[int, TreeEntry]:
         """Put the trees of all changed directories, deepest first; return their entries."""

@@ -259,16 +259,26 @@ class HandleTable:
             return SyncPlan(always)
         return SyncPlan(((file.staging.syncer, file.staging.promised), *always))
 
-    def plan_sync_all(self) -> SyncPlan:
-        """Plan to make most of what a fold needs durable, so that it has less to wait for."""
-        journal = self._state.journal
-        if journal is None:
+    def plan_fold(self) -> SyncPlan:
+        """Plan to make durable what a fold would have to wait for.
+
+        That is not the journal, of which the next one makes nothing but waste, nor what is going to
+        be poured into a pack.
+        """
+        state = self._state
+        if state.journal is None:
             return SyncPlan(())
-        files = list(self._state.files.values())
+        files = list(state.files.values())
         for file in files:
             file.adopt_before_sync()
-        syncers = [file.staging.syncer for file in files if file.staging is not None]
-        syncers += [self._state.names, journal.syncer]
+        verbatim_bytes_min = state.store.config.verbatim_bytes_min
+        syncers = [
+            file.staging.syncer
+            for file in files
+            if file.staging is not None and (file.open_count or file.size >= verbatim_bytes_min)
+        ]
+        if state.obsolete:  # they are deleted once the journal says so durably
+            syncers.append(state.journal.syncer)
         return SyncPlan(tuple((syncer, syncer.changes) for syncer in syncers), may_fail=True)
 
     # --- directories -----------------------------------------------------------------------------

@@ -247,7 +247,7 @@ class OpenFile:
 
     def become_buffered(self, keep: int) -> None:
         """Take the first ``keep`` bytes of a clean file into memory."""
-        self.buffer = bytearray(self.read(0, keep))
+        self.buffer = bytearray(self.read(0, keep)) if keep else bytearray()
 
     def _stage(self, now_ns: int) -> None:
         """Become staged; of a buffered file all bytes are staged."""
@@ -456,8 +456,8 @@ class OpenFile:
         self.buffer = None
         self.cutter = None
         self.dirty = Ranges()
-        self._recipe = Recipe(extents)
-        self.size = self._recipe.size
+        self._recipe = Recipe(extents) if self.open_count else None  # who reads it makes it again
+        self.size = sum(extent.length for extent in extents)
         self.entry = msgspec.structs.replace(
             self.entry,
             content=content,

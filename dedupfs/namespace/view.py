@@ -433,7 +433,7 @@ class View:
 
     def prepare_fold(self) -> SyncPlan:
         """Plan the waiting that a fold would do: run it in a thread first."""
-        return self._handles.plan_sync_all()
+        return self._handles.plan_fold()
 
     def fold(self) -> None:
         """Turn what changed into trees and start a new journal.

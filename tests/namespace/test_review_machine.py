@@ -254,7 +254,8 @@ class CatalogMachine(NamesMachine):
 
     @rule(fold=st.booleans(), calls=st.integers(1, 40), power=st.booleans())
     def die_in_a_fold(self, fold: bool, calls: int, power: bool) -> None:
-        self.view.prepare_fold().run()
+        for inode in [None, *self.view._state.files]:
+            self.view.plan_fsync(inode).run()
         if fold:
             self.disk.crash_at = self.disk.calls + calls
             with suppress(Crashed):
