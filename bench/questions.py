@@ -18,10 +18,6 @@ def _rate(key: str, text: str, unit: str, *targets: Target) -> Question:
 
 
 OVERLAY = "fuse-overlayfs"
-_SEQUENTIAL = (_least(0.9, "native"), _least(1.2, OVERLAY))
-_RANDOM = (_least(0.7, "native"), _least(1, OVERLAY))
-_FIND = (_most(1, "native"), _most(0.25, OVERLAY))
-_GREP = (_most(1, "native"), _most(0.4, OVERLAY))
 
 _ALL = (
     Question("view-tree", "new writable view of a tree: time", "ms", (_most(10),)),
@@ -30,14 +26,14 @@ _ALL = (
     Question("view-file-disk", "new writable view of a checkpoint: disk", "B", (_most(64 * KIB),)),
     Question("overwrite", "4 KiB changed in a large file, fsync: time", "ms", (_most(5),)),
     Question("overwrite-disk", "4 KiB changed in a large file: disk", "B", (_most(512 * KIB),)),
-    _rate("read-cold", "sequential read, cold", "MB/s", *_SEQUENTIAL),
-    _rate("read-warm", "sequential read, warm", "MB/s", *_SEQUENTIAL),
-    _rate("random-cold", "random 4 KiB reads, cold", "/s", *_RANDOM),
-    _rate("random-warm", "random 4 KiB reads, warm", "/s", *_RANDOM),
-    Question("find-cold", "find -size, cold", "s", _FIND),
-    Question("find-warm", "find -size, warm", "s", _FIND),
-    Question("grep-cold", "grep -r, cold", "s", _GREP),
-    Question("grep-warm", "grep -r, warm", "s", _GREP),
+    _rate("read-cold", "sequential read, cold", "MB/s", _least(0.9, "native")),
+    _rate("read-warm", "sequential read, warm", "MB/s", _least(1.2, OVERLAY)),
+    _rate("random-cold", "random 4 KiB reads, cold", "/s", _least(0.7, "native")),
+    _rate("random-warm", "random 4 KiB reads, warm", "/s", _least(1, OVERLAY)),
+    Question("find-cold", "find -size, cold", "s", (_most(1, "native"),)),
+    Question("find-warm", "find -size, warm", "s", (_most(0.25, OVERLAY),)),
+    Question("grep-cold", "grep -r, cold", "s", (_most(1, "native"),)),
+    Question("grep-warm", "grep -r, warm", "s", (_most(0.4, OVERLAY),)),
     Question("git-cold", "git status, cold", "s", (_most(1.5, "native"),)),
     Question("git-warm", "git status, warm", "s", (_most(2, "native"),)),
     _rate("write-1m", "write new data in 1 MiB pieces, fsync", "MB/s", _least(0.6, "native")),

@@ -141,6 +141,7 @@ class Operations(pyfuse3.Operations):
         self._on_init = on_init
         self._in_threads = 0
         self._keep_listing: Callable[[], None] = lambda: None
+        self._has_request: Callable[[], bool] = lambda: True
         if log.isEnabledFor(logging.DEBUG):
             for name in _HANDLERS:
                 setattr(self, name, traced(getattr(self, name)))
@@ -153,8 +154,16 @@ class Operations(pyfuse3.Operations):
         """Whether no request waits for a thread."""
         return self._in_threads == 0
 
+    def can_see_requests(self, has_request: Callable[[], bool]) -> None:
+        """Wait for a quick disk in place while the kernel has no other request."""
+        self._has_request = has_request
+
+    def _is_alone(self) -> bool:
+        """Whether a wait in here holds up no other request that is known."""
+        return self._in_threads == 0 and not self._has_request()
+
     def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
-        """Have the kernel keep listings that nothing can change."""
+        """Have the kernel keep listings that only its own requests change."""
         self._keep_listing = keep_listing
 
     def entry(self, parent_inode: int, name: bytes) -> pyfuse3.EntryAttributes:
@@ -323,7 +332,7 @@ class Operations(pyfuse3.Operations):
 
     async def _read(self, fh: int, off: int, size: int) -> Buffer:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
-        data = plan.run_cached()
+        data = plan.run_cached(self._is_alone)
         if data is not None:
             return data  # pyfuse3 answers before anything else runs that could use its memory
         try:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
@@ -364,9 +373,7 @@ class Operations(pyfuse3.Operations):
     @repeats.once(repeats.OPENDIR)
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         handle = self._view.opendir(inode)
-        # The kernel looks whether a listing that it keeps is still true only where it begins anew,
-        # so one who goes back to a place in the middle would be told of names that are gone.
-        if self._view.read_only and not self._view.is_volatile(inode):
+        if self._view.can_keep_listing(inode):
             self._keep_listing()
         return handle
 

@@ -95,6 +95,10 @@ class Pace(Protocol):
         """The last request that was dealt with without an await has its answer."""
         ...
 
+    def can_see_requests(self, has_request: Callable[[], bool]) -> None:
+        """``has_request`` says whether the kernel has a request that nobody has taken."""
+        ...
+
     def can_keep_listings(self, keep_listing: Callable[[], None]) -> None:
         """``keep_listing`` may be called in a handler of opendir, which then awaits nothing."""
         ...
@@ -190,6 +194,7 @@ class Session:
             self._waiter = Waiter(self.device, pace.is_idle, pace.answered)
             self._waiter.install(before=self._handshake.finish)
             pace.can_keep_listings(self._waiter.keep_listing)
+            pace.can_see_requests(self._waiter.has_request)
 
     @property
     def init_request(self) -> bytes:

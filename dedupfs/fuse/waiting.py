@@ -68,6 +68,10 @@ class Waiter:
         if self._detour is not None:
             self._detour.close()
 
+    def has_request(self) -> bool:
+        """Whether the kernel has a request that nobody has taken."""
+        return bool(self._requests.poll(0))
+
     def keep_listing(self) -> None:
         """Let the kernel keep what is listed by the OPENDIR in hand, whose answer comes next.
 

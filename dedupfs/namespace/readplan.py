@@ -3,6 +3,7 @@
 Knows no file and no names. Source: docs/architecture.md, "Read".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dedupfs.chunking import Buffer
@@ -17,11 +18,14 @@ class ReadPlan:
     store: Store
     parts: tuple[bytes | tuple[Piece, ...], ...]
 
-    def run_cached(self) -> Buffer | None:
-        """Return the bytes if none of them must be waited for; they stay until the next call."""
+    def run_cached(self, may_wait: Callable[[], bool] | None = None) -> Buffer | None:
+        """Return the bytes if none of them must be waited for; they stay until the next call.
+
+        ``may_wait``: whether a short wait would hold up nobody else.
+        """
         if len(self.parts) == 1:
             part = self.parts[0]
-            return part if isinstance(part, bytes) else self.store.read_cached(part)
+            return part if isinstance(part, bytes) else self.store.read_cached(part, may_wait)
         found = []
         for part in self.parts:
             data = part if isinstance(part, bytes) else self.store.read_cached(part)

@@ -39,7 +39,7 @@ class SnapshotCatalog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[bytes, tuple[bytes, SnapshotInfo]] = {}
-        self._listed: tuple[int, tuple[SnapshotInfo, ...]] | None = None
+        self._listed: tuple[int, Sequence[SnapshotInfo]] | None = None
 
     def list(self) -> Sequence[SnapshotInfo]:
         """Return all snapshots, sorted by name."""
@@ -54,7 +54,7 @@ class SnapshotCatalog:
                 except CorruptError as exc:  # the others are to be seen all the same
                     log.error("snapshot left out: %s", exc)
                     damaged = True
-            infos = tuple(info for _, info in found.values())
+            infos = [info for _, info in found.values()]
             self._known = found
             self._listed = None if damaged else (txn.state_number, infos)
         return infos

@@ -337,6 +337,15 @@ class View:
         """Whether other processes change what is in this directory: the catalogue's root."""
         return inode == ROOT_INODE and self._state.is_catalog
 
+    def can_keep_listing(self, inode: int) -> bool:
+        """Whether only the caller's own requests change the names in a directory.
+
+        Not in the catalogue's root, nor where a clone may bring a whole tree at once.
+        """
+        if self.is_volatile(inode):
+            return False
+        return self.read_only or not cloning.is_unused(self._state.directory(inode))
+
     def forget(self, inodes: Iterable[tuple[int, int]]) -> None:
         """Drop what is kept of removed objects that the kernel no longer knows."""
         for inode, _count in inodes:

@@ -7,7 +7,9 @@ docs/format.md, "Packs"; docs/architecture.md, "Reading".
 
 import mmap
 import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError
@@ -19,6 +21,7 @@ from dedupfs.store import codec as codecs
 from dedupfs.store.ahead import ReadAhead
 from dedupfs.store.disk import Buffer, Disk, File
 from dedupfs.store.packs import PackFiles
+from dedupfs.store.patience import Patience
 from dedupfs.store.remembered import Decoded, Verified, row_key
 
 Digest = Callable[[RecordKind, Buffer, int], RecordId]
@@ -37,6 +40,10 @@ _RUN_WANTS_MAX = 200
 _KINDS = frozenset(int(kind) for kind in RecordKind)
 _SCRATCH_BYTES = 1 << 20
 """The longest read that the kernel asks for (max_write and read-ahead are as long)."""
+_SOON_BYTES_MAX = 256 << 10
+"""Longer waits are for a thread, whatever the disk."""
+_SOON_PIECES_MAX = 4
+"""Each piece may be a wait of its own."""
 _LINE_BYTES = 64
 _GAP = memoryview(bytearray(_GAP_BYTES_MAX))
 """Takes what lies between two records; nobody looks at it."""
@@ -85,6 +92,7 @@ class Reader:
         self._verified = Verified()
         self._decoded = Decoded()
         self._ahead = ReadAhead(disk)
+        self.patience = Patience()
         self._scratch = _Scratch()
 
     def read(self, pieces: Sequence[Piece]) -> bytes:
@@ -93,17 +101,23 @@ class Reader:
         self._read_fresh(pieces, memoryview(found), self._fetch)
         return bytes(found)
 
-    def read_cached(self, pieces: Sequence[Piece]) -> Buffer | None:
+    def read_cached(
+        self, pieces: Sequence[Piece], may_wait: Callable[[], bool] | None = None
+    ) -> Buffer | None:
         """Return the bytes of ``pieces`` if the page cache has all of them, else None.
 
-        They are there until this thread's next call.
+        They are there until this thread's next call. ``may_wait`` is asked when they are not: see
+        ``Store.read_cached``.
         """
         length = sum([piece.length for piece in pieces])
         if length <= _SCRATCH_BYTES:
             found = self._scratch.view[:length]
         else:
             found = memoryview(bytearray(length))
-        return found if self._read_fresh(pieces, found, self._fetch_cached) else None
+        fetch: _Fetch = self._fetch_cached
+        if may_wait is not None and len(pieces) <= _SOON_PIECES_MAX:
+            fetch = partial(self._fetch_soon, may_wait)
+        return found if self._read_fresh(pieces, found, fetch) else None
 
     def _read_fresh(self, pieces: Sequence[Piece], out: memoryview, fetch: "_Fetch") -> bool:
         """Read; when that fails because a record has gone or moved meanwhile, look it up again."""
@@ -299,7 +313,29 @@ class Reader:
         self, pack: int, file: File, buffers: Sequence[memoryview], start: int, stop: int
     ) -> int:
         self._ahead.waits(pack, file, start, stop)
-        return self._disk.preadv(file, buffers, start)
+        if stop - start > _SOON_BYTES_MAX:
+            return self._disk.preadv(file, buffers, start)
+        began_ns = time.perf_counter_ns()
+        length = self._disk.preadv(file, buffers, start)
+        self.patience.note(time.perf_counter_ns() - began_ns)
+        return length
+
+    def _fetch_soon(
+        self,
+        may_wait: Callable[[], bool],
+        pack: int,
+        file: File,
+        buffers: Sequence[memoryview],
+        start: int,
+        stop: int,
+    ) -> int:
+        length = self._fetch_cached(pack, file, buffers, start, stop)
+        if length >= 0 or stop - start > _SOON_BYTES_MAX:
+            return length
+        # The attempt has begun to read what it did not find, so this waits for that alone.
+        if self.patience.is_short and may_wait():
+            return self._fetch(pack, file, buffers, start, stop)
+        return length
 
     def _fetch_cached(
         self, pack: int, file: File, buffers: Sequence[memoryview], start: int, stop: int

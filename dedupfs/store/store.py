@@ -6,7 +6,7 @@ docs/format.md; docs/architecture.md, "Store" and "Concurrency".
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
@@ -447,12 +447,16 @@ class Store:
         """
         return self.reader.read(pieces)
 
-    def read_cached(self, pieces: Sequence[Piece]) -> Buffer | None:
+    def read_cached(
+        self, pieces: Sequence[Piece], may_wait: Callable[[], bool] | None = None
+    ) -> Buffer | None:
         """As ``read``, but return None at once when that would have to wait for the disk.
 
-        The bytes are there until this thread's next call: it uses the same memory again.
+        A few short waits are spared a thread: those of a disk that was quick lately, when
+        ``may_wait`` says that nobody else is held up. The bytes are there until this thread's next
+        call: it uses the same memory again.
         """
-        return self.reader.read_cached(pieces)
+        return self.reader.read_cached(pieces, may_wait)
 
     # --- the commit point --------------------------------------------------------------------
 

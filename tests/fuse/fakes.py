@@ -54,8 +54,10 @@ class FakePlan:
     cached: bool = True
     is_done: bool = False
 
-    def run_cached(self) -> bytes | None:
-        return self.work() if self.cached else None
+    def run_cached(self, may_wait: Callable[[], bool] | None = None) -> bytes | None:
+        if self.cached or (may_wait is not None and may_wait()):
+            return self.work()
+        return None
 
     def run(self) -> bytes:
         return self.work()
@@ -329,6 +331,9 @@ class FakeView:
 
     def is_volatile(self, inode: int) -> bool:
         return inode in self.volatile
+
+    def can_keep_listing(self, inode: int) -> bool:
+        return inode not in self.volatile
 
     def give_back(self) -> bool:
         return False

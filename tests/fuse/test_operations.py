@@ -8,13 +8,13 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 pyfuse3 = pytest.importorskip("pyfuse3")
-pytest.importorskip("trio")
+trio = pytest.importorskip("trio")
 
 from dedupfs import errors  # noqa: E402
 from dedupfs.fuse.attrs import FILE_IO_BYTES, FOREVER_S, VOLATILE_S  # noqa: E402
@@ -141,6 +141,28 @@ async def test_bytes_that_need_the_disk_come_from_a_thread() -> None:
     info, _entry = await ops.create(ROOT, b"f", 0o644, os.O_RDWR, CTX)
     await ops.write(info.fh, 0, b"abc")
     assert await ops.read(info.fh, 1, 1) == b"b"
+
+
+@pytest.mark.parametrize("has_request", [False, True])
+async def test_a_read_waits_in_place_while_the_kernel_has_no_other_request(
+    has_request: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = FakeView(cached=False)
+    ops = Operations(view.as_view())
+    ops.can_see_requests(lambda: has_request)
+    info, _entry = await ops.create(ROOT, b"f", 0o644, os.O_RDWR, CTX)
+    hops = []
+    in_thread = trio.to_thread.run_sync
+
+    async def hop(run: Callable[[], Any]) -> Any:
+        hops.append(run)
+        assert not ops.is_idle()
+        return await in_thread(run)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", hop)
+    await ops.read(info.fh, 0, 1)
+    assert len(hops) == has_request
+    assert ops.is_idle()
 
 
 async def test_open_truncates_and_readlink_answers(ops: Operations) -> None:

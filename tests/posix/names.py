@@ -151,7 +151,9 @@ class ListWhileChanging(Operation):
 
     The outcome is what was wrong: an entry that was there all the time is listed exactly once,
     also after going back to the place behind the entry ``back_to``; one that never was there is not
-    listed, and one that was removed before the listing began again is not.
+    listed, and one that was removed before the listing began anew is not. After going back one that
+    was removed since the directory was opened may be listed, as POSIX has it (readdir): the kernel
+    looks whether a listing that it keeps is still true only where it begins anew.
     """
 
     path: bytes
@@ -198,7 +200,7 @@ class ListWhileChanging(Operation):
         stayed = set(names) - gone
         return [
             _differences("first", first, stayed, set(names)),
-            _differences("again", again, stayed & {e.name for e in first[place + 1 :]}, stayed),
+            _differences("again", again, stayed & {e.name for e in first[place + 1 :]}, set(names)),
             _differences("anew", anew, stayed, stayed),
         ]
 

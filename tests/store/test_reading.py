@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError
+from dedupfs.format.keys import unpack_record_row
 from dedupfs.model import RecordId
 from dedupfs.store import RealDisk, Store
 from dedupfs.store.disk import File
@@ -91,6 +92,44 @@ def test_a_cached_read_never_waits(make_store: MakeStore) -> None:
     ids = put_pinned(store, [noise(n) for n in range(3)])
     assert store.read_cached([piece(ids[0], 10), piece(ids[1], 10)]) is None
     assert store.read_cached([hole(10)]) == bytes(10)
+
+
+def test_a_short_wait_is_spared_a_thread_once_the_disk_was_quick_and_nobody_is_held_up(
+    make_store: MakeStore,
+) -> None:
+    disk = CountingDisk(cached=False)
+    store = make_store(compression="none", disk=disk)
+    ids = put_pinned(store, [noise(n) for n in range(20)])
+    pieces = [piece(ids[0], 10)]
+    assert store.read_cached(pieces, lambda: True) is None  # nothing is known of the disk
+    store.reader.patience.note(0)
+    assert store.read_cached(pieces, lambda: False) is None
+    assert store.read_cached(pieces, lambda: True) == noise(0)[:10]
+    store.reader.patience.note(0)
+    many = [piece(record_id, 10) for record_id in ids]
+    assert store.read_cached(many, lambda: True) is None  # each may be a wait of its own
+    store.reader.patience.note(1 << 30)
+    assert store.read_cached(pieces, lambda: True) is None
+
+
+def test_waiting_in_place_verifies_as_well(make_store: MakeStore) -> None:
+    disk = CountingDisk(cached=False)
+    store = make_store(compression="none", disk=disk)
+    (chunk,) = put_pinned(store, [noise(1)])
+    row = store.rows([chunk])[0]
+    assert row is not None
+    _kind, _codec, _salt, pack, offset, *_ = unpack_record_row(row)
+    path = store.reader.open_pack(pack).path
+    with path.open("r+b") as file:
+        file.seek(offset + 500)
+        file.write(bytes(10))
+    store.reader.patience.note(0)
+    with pytest.raises(CorruptError, match="expected digest"):
+        store.read_cached([piece(chunk, 10)], lambda: True)
+    with path.open("r+b") as file:
+        file.seek(offset + 500)
+        file.write(noise(1)[500:510])
+    assert store.read_cached([piece(chunk, 10)], lambda: True) == noise(1)[:10]
 
 
 def test_a_piece_beyond_its_chunk_is_refused(store: Store) -> None:
