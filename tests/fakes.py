@@ -243,6 +243,9 @@ class FaultyDisk:
     def write_out(self, file: File, start: int, stop: int) -> None:
         self.inner.write_out(file, start, stop)
 
+    def drop_cached(self, file: File, start: int, stop: int) -> None:
+        self.inner.drop_cached(file, start, stop)
+
     def preadv_cached(self, file: File, buffers: Sequence[memoryview], offset: int) -> bool:
         self._alive()
         return self.inner.preadv_cached(file, buffers, offset)

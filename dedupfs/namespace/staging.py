@@ -5,6 +5,7 @@ link when it settles, so new data is written once. Knows no inode and no journal
 """
 
 import os
+from collections import deque
 from pathlib import Path
 
 from dedupfs.store.disk import Disk, File
@@ -16,6 +17,10 @@ PREFIX = "staging."
 def staging_path(directory: Path, number: int) -> Path:
     """Return the staging file ``number`` of the view whose files are in ``directory``."""
     return directory / f"{PREFIX}{number:08d}"
+
+
+CACHED_BYTES_MAX = 32 << 20
+"""How much of what the disk has begun with stays in the page cache until it is there."""
 
 
 class Staging:
@@ -30,6 +35,7 @@ class Staging:
         self.number = number
         self.path = staging_path(directory, number)
         self.file: File = disk.open(self.path, write=True, create=True)
+        self._begun: deque[tuple[int, int]] = deque()
         self.syncer = Syncer(self.path, self._sync)
         """If it has failed, settling writes the bytes anew."""
         self._times_matter = found
@@ -101,8 +107,16 @@ class Staging:
         self._disk.punch(self.file, start, stop)
 
     def write_out(self, start: int, stop: int) -> None:
-        """Let the disk begin with ``[start, stop)``, so that a sync finds less to do."""
+        """Let the disk begin with ``[start, stop)``, so that a sync finds less to do.
+
+        What it began with long before is dropped from the page cache: the mount's has it, and
+        pages that nobody had before may cost a virtual machine more than all that is done with
+        them. One thread.
+        """
         self._disk.write_out(self.file, start, stop)
+        self._begun.append((start, stop))
+        while len(self._begun) > 1 and stop - self._begun[0][0] > CACHED_BYTES_MAX:
+            self._disk.drop_cached(self.file, *self._begun.popleft())
 
     def sync(self) -> None:
         """Make the bytes and their time durable.

@@ -137,6 +137,10 @@ class Disk(Protocol):
         """Begin to write ``[start, stop)`` to the disk, without waiting for it: only advice."""
         ...
 
+    def drop_cached(self, file: File, start: int, stop: int) -> None:
+        """Leave nothing of ``[start, stop)`` in the page cache that the disk has: only advice."""
+        ...
+
     def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
         """As ``pread``, for bytes that nobody is likely to want again: they are not cached."""
         ...
@@ -310,6 +314,10 @@ class RealDisk:
     def write_out(self, file: File, start: int, stop: int) -> None:
         # Without waiting, this says nothing of failures, and takes none from the sync to come.
         _sync_file_range(file.fd, start, stop - start, _SYNC_FILE_RANGE_WRITE)
+
+    def drop_cached(self, file: File, start: int, stop: int) -> None:
+        with suppress(OSError):
+            os.posix_fadvise(file.fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def pread_once(self, file: File, length: int, offset: int) -> bytes | bytearray:
         flags = uncached_flags()

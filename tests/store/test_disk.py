@@ -182,3 +182,13 @@ def test_a_small_address_space_gets_a_small_index_map(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
     subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=True, preexec_fn=limit)
+
+
+def test_advice_about_what_is_written_changes_no_byte(tmp_path: Path) -> None:
+    file = DISK.open(tmp_path / "f", write=True, create=True)
+    data = bytes(range(256)) * 4096
+    DISK.pwrite(file, [data], 0)
+    DISK.write_out(file, 1000, 900_000)
+    DISK.drop_cached(file, 1000, 900_000)
+    DISK.drop_cached(file, 1 << 40, 2 << 40)  # behind the end
+    assert DISK.pread(file, len(data) + 1, 0) == data
