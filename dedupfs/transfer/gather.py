@@ -18,7 +18,14 @@ from dedupfs.transfer.builder import object_entry
 from dedupfs.transfer.metadata import Target, Xattrs, object_at, read_xattrs
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.scan import Below, FileKey, Scan
-from dedupfs.transfer.sources import NO_STAMP, KnownDirectory, KnownSources, Stamp, child_key
+from dedupfs.transfer.sources import (
+    NO_STAMP,
+    KnownDirectory,
+    KnownSources,
+    Stamp,
+    child_key,
+    stamp_of,
+)
 from dedupfs.transfer.walk import Level, Step, Visit, Walk
 
 AHEAD_FILES_MAX = 64
@@ -148,6 +155,7 @@ class Gatherer:
             return read_xattrs(target)
         except OSError as exc:
             self._problems.add_os_error(item.path, "its extended attributes are missing", exc)
+            item.stamp = NO_STAMP  # the next import looks again
             return ()
 
     def _object(self, visit: Visit) -> Item | None:
@@ -178,7 +186,7 @@ class Gatherer:
         """Return what the next import shall compare; nothing if the file is still warm."""
         if max(status.st_mtime_ns, status.st_ctime_ns) >= self._trusted_before_ns:
             return NO_STAMP
-        return (status.st_ino, status.st_ctime_ns)
+        return stamp_of(status)
 
     def _unchanged(
         self, known: KnownDirectory, name: bytes, status: os.stat_result
@@ -206,8 +214,8 @@ class Gatherer:
             item.status = os.fstat(item.fd)
             if item.status.st_size > FILE_BYTES_MAX:
                 raise OSError(errno.EFBIG, f"more than {FILE_BYTES_MAX >> 40} TiB")
-            item.xattrs = self._xattrs(item.fd, item)
             item.stamp = self.stamp(item.status)
+            item.xattrs = self._xattrs(item.fd, item)
             with suppress(OSError):  # only advice
                 os.posix_fadvise(item.fd, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         except OSError:

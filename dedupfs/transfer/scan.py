@@ -19,6 +19,7 @@ from dedupfs.transfer.sources import (
     child_key,
     listed,
     listed_directory,
+    stamp_of,
 )
 from dedupfs.transfer.walk import Level, Step, Walk
 
@@ -123,8 +124,7 @@ class _Scanner:
                     self.seen[key] = self.seen.get(key, 0) + 1
                     is_whole = False
                 if is_whole:
-                    stamp = (status.st_ino, status.st_ctime_ns)
-                    items.append(listed(name, mode, size, status.st_mtime_ns, stamp))
+                    items.append(listed(name, mode, size, status.st_mtime_ns, stamp_of(status)))
                     is_whole = len(items) < _ITEMS_MAX
         self.files += files
         self.size_bytes += size_bytes
@@ -166,7 +166,7 @@ class _Scanner:
         above.same.append((looked.key, looked.below))
         if above.items is not None:
             status = level.status
-            stamp = (status.st_ino, status.st_ctime_ns)
+            stamp = stamp_of(status)
             above.items.append(
                 listed_directory(
                     name, status.st_mode, status.st_mtime_ns, stamp, looked.below.tree_id

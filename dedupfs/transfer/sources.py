@@ -25,13 +25,18 @@ from dedupfs.namespace.trees import TreeReader, tree_id_of
 from dedupfs.store import Store, Table
 
 Stamp = tuple[int, int]
-"""Inode number and ctime in ns."""
+"""Inode number and ctime in ns, modulo 2 ** 64: file systems without a ctime tell any mtime."""
 NO_STAMP: Stamp = (0, 0)
 _HEAD = struct.Struct("<16s16sQ16s")
 _STAMP = struct.Struct("<QQ")
 _ITEM = struct.Struct("<xQQQQI")
 _U64 = (1 << 64) - 1
 NO_LISTING = bytes(16)
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what tells whether an object was changed."""
+    return status.st_ino, status.st_ctime_ns & _U64
 
 
 def top_key(directory: bytes) -> bytes:
@@ -124,7 +129,7 @@ class KnownDirectory:
         if found is None or status.st_dev != self.device:
             return None
         entry, stamp = found
-        return entry if stamp == (status.st_ino, status.st_ctime_ns) else None
+        return entry if stamp == stamp_of(status) else None
 
 
 class KnownListings:

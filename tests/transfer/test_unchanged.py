@@ -7,6 +7,7 @@ but for the numbers of hard links. The second leaves the notes for the next roun
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -15,13 +16,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dedupfs.model import TreeEntry
+from dedupfs.model import RecordId, TreeEntry
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store, Table
 from dedupfs.transfer.entries import entries_below
 from dedupfs.transfer.ingest import IngestOptions, ingest_tree
 from dedupfs.transfer.scan import Scan, scan
-from dedupfs.transfer.sources import KnownListings, child_key, top_key
+from dedupfs.transfer.sources import (
+    KnownListings,
+    SourceRow,
+    child_key,
+    encode_row,
+    listed,
+    stamp_of,
+    top_key,
+)
 from tests.conftest import Scale
 from tests.transfer.trees import TRUSTING
 
@@ -214,3 +223,36 @@ def test_a_row_counts_only_with_the_tree_that_it_is_about(store: Store, source: 
     assert newer in found
     trusting = root_of(store, source, "three")
     assert trusting == root_of(store, source, "four", READING)
+
+
+def test_what_could_not_be_read_of_a_file_is_told_until_it_can(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "directory").mkdir()
+    (source / "directory" / "file").write_text("data")
+    (source / "directory" / "link").symlink_to("nowhere")
+    for path in (source / "directory", source / "directory" / "file"):
+        os.setxattr(path, "user.of", path.name.encode())
+
+    def fails(_target: object) -> list[str]:
+        raise OSError(errno.EIO, "as told by the test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listxattr", fails)
+        for name in ("one", "two"):
+            report = ingest_tree(store, source, name, options=TRUSTING)
+            assert len(report.problems) == 4
+    trusting = root_of(store, source, "three")
+    assert trusting == root_of(store, source, "four", READING)
+
+
+def test_a_ctime_may_be_any(source: Path) -> None:
+    """As where it is the mtime, for want of one: in a mount of dedupfs, or of sshfs."""
+    for ctime_ns in (-1, -(10**18), 13 * 10**18, 0):
+        fields = list(os.stat(source).__reduce__()[1][0])
+        status = os.stat_result(fields, {"st_ctime_ns": ctime_ns, "st_mtime_ns": ctime_ns})
+        assert status.st_ctime_ns == ctime_ns
+        stamp = stamp_of(status)
+        row = encode_row(RecordId(bytes(16)), 1, [stamp])
+        assert SourceRow(row).stamps == [stamp]
+        assert listed(b"name", 0o100644, 1, ctime_ns, stamp).startswith(b"name\0")
