@@ -15,7 +15,7 @@ from itertools import islice
 from dedupfs.model import FILE_BYTES_MAX, TreeEntry
 from dedupfs.namespace.trees import tree_id_of
 from dedupfs.transfer.builder import object_entry
-from dedupfs.transfer.metadata import Target, Xattrs, object_at, read_xattrs
+from dedupfs.transfer.metadata import Target, Xattrs, is_in_mount, object_at, read_xattrs
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.scan import Below, FileKey, Scan
 from dedupfs.transfer.sources import (
@@ -89,6 +89,7 @@ class Gatherer:
         self._problems = problems
         self._stack: list[KnownDirectory] = []
         self._met_links: set[FileKey] = set()
+        self._keeps_ctimes: dict[int, bool] = {}
 
     def items_ahead(self) -> Generator[Item, None, None]:
         """Yield the items, having looked at up to ``AHEAD_FILES_MAX`` that come after each."""
@@ -146,6 +147,8 @@ class Gatherer:
         self._stack.append(known)
         item = Item(*visit, known=known)
         if level.fd >= 0:
+            if status.st_dev not in self._keeps_ctimes:
+                self._keeps_ctimes[status.st_dev] = not is_in_mount(level.fd)
             item.stamp = self.stamp(status)
             item.xattrs = self._xattrs(level.fd, item)
         return item
@@ -183,8 +186,13 @@ class Gatherer:
         return item
 
     def stamp(self, status: os.stat_result) -> Stamp:
-        """Return what the next import shall compare; nothing if the file is still warm."""
-        if max(status.st_mtime_ns, status.st_ctime_ns) >= self._trusted_before_ns:
+        """Return what the next import shall compare; nothing if the file is still warm.
+
+        Nor in a mount of dedupfs: what a snapshot has tells its mtime for a ctime, and when another
+        snapshot is mounted in its place, the same inode numbers are others'.
+        """
+        is_warm = max(status.st_mtime_ns, status.st_ctime_ns) >= self._trusted_before_ns
+        if is_warm or not self._keeps_ctimes.get(status.st_dev, True):
             return NO_STAMP
         return stamp_of(status)
 

@@ -65,6 +65,14 @@ def read_xattrs(target: Target) -> Xattrs:
     return xattrs
 
 
+def is_in_mount(directory_fd: int) -> bool:
+    """Whether a directory is in a mount of dedupfs."""
+    try:
+        return bool(os.getxattr(directory_fd, "user.dedupfs.store"))
+    except OSError:
+        return False
+
+
 def apply_metadata(target: Target, entry: TreeEntry, failed: OnRefusal) -> None:
     """Give an object of our own making its owner, xattrs, mode and times, in this order.
 

@@ -256,3 +256,14 @@ def test_a_ctime_may_be_any(source: Path) -> None:
         row = encode_row(RecordId(bytes(16)), 1, [stamp])
         assert SourceRow(row).stamps == [stamp]
         assert listed(b"name", 0o100644, 1, ctime_ns, stamp).startswith(b"name\0")
+
+
+def test_nothing_in_a_mount_of_dedupfs_is_taken_for_unchanged(store: Store, source: Path) -> None:
+    """In the next mount other files may have the same numbers and times; here nothing else tells
+    of a mount than the attribute that each directory in one has."""
+    make(source)
+    os.setxattr(source, "user.dedupfs.store", b"/somewhere")
+    for name in ("one", "two"):
+        report = ingest_tree(store, source, name, options=TRUSTING)
+        assert not report.files_unchanged
+    assert not scanned(store, source).unchanged.keys() - empty_keys(source)
