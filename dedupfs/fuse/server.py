@@ -301,7 +301,7 @@ class LiveMount:
         """Unmount while requests are still answered, then end the session."""
         await self._stopping.wait()
         try:
-            await trio.to_thread.run_sync(session.unmount)
+            await session.unmount()
         except MountError as exc:
             log.error("ending without unmounting: %s", exc)
         session.stop()

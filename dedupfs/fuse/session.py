@@ -9,6 +9,7 @@ and lib/mount.c, util/fusermount.c, Linux fs/fuse/inode.c.
 import array
 import ctypes
 import errno
+import functools
 import logging
 import os
 import socket
@@ -207,8 +208,10 @@ class Session:
         """Answer requests until the mount is gone or ``stop`` was called."""
         await pyfuse3.main(min_tasks=WORKERS_KEPT)
 
-    def unmount(self) -> None:
-        """Take the mount away; run it in a thread, as the kernel may want pages written first.
+    async def unmount(self) -> None:
+        """Take the mount away while requests are answered: the kernel may want pages written first.
+
+        Of files that are still open, what it keeps arrives before they lose the connection.
 
         Raises:
             MountError: not possible.
@@ -217,10 +220,21 @@ class Session:
         if mount is None or not mount.is_ours:
             return  # somebody was quicker
         try:
-            mountpoints.unmount(self.mountpoint)
-        except MountBusyError:
+            await trio.to_thread.run_sync(mountpoints.unmount, self.mountpoint)
+        except MountError as exc:
+            await self._write_back()
+            if not isinstance(exc, MountBusyError):
+                raise
             log.warning("mount still in use, detached mountpoint=%s", self.mountpoint)
-            mountpoints.unmount(self.mountpoint, lazy=True)
+            detach = functools.partial(mountpoints.unmount, self.mountpoint, lazy=True)
+            await trio.to_thread.run_sync(detach)
+
+    async def _write_back(self) -> None:
+        try:
+            await trio.to_thread.run_sync(mountpoints.write_back_outside, self.mountpoint)
+        except MountError as exc:
+            log.error("what the kernel keeps may be lost: %s", exc)
+        await self.quiet()
 
     def stop(self) -> None:
         """End ``serve`` even if the kernel keeps the connection for files that are still open."""
