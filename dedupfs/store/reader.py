@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError
-from dedupfs.format.keys import unpack_record_row
+from dedupfs.format.keys import REFERENCES_OFFSET, unpack_record_row
 from dedupfs.format.pack import CHUNK_BYTES_MAX
 from dedupfs.model import HOLE, Codec, RecordId, RecordKind
 from dedupfs.recipe import Piece
@@ -98,7 +98,7 @@ class Reader:
     def read(self, pieces: Sequence[Piece]) -> bytes:
         """Return the bytes of ``pieces``, one behind the other; see ``Store.read``."""
         found = bytearray(sum([piece.length for piece in pieces]))
-        self._read_fresh(pieces, memoryview(found), self._fetch)
+        self._read_fresh(pieces, memoryview(found), self._fetch, waits=True)
         return bytes(found)
 
     def read_cached(
@@ -119,17 +119,30 @@ class Reader:
             fetch = partial(self._fetch_soon, may_wait)
         return found if self._read_fresh(pieces, found, fetch) else None
 
-    def _read_fresh(self, pieces: Sequence[Piece], out: memoryview, fetch: "_Fetch") -> bool:
-        """Read; when that fails because a record has gone or moved meanwhile, look it up again."""
+    def _read_fresh(
+        self, pieces: Sequence[Piece], out: memoryview, fetch: "_Fetch", *, waits: bool = False
+    ) -> bool:
+        """Read; look a record up again when it has gone or moved meanwhile.
+
+        A part of a verified chunk does not tell that by itself: where others had the time
+        (``waits``), its place may be punched by now.
+        """
         ids = [piece.chunk_id for piece in pieces]
         rows = self._rows(ids)
-        try:
-            return self._read(pieces, rows, out, fetch)
-        except CorruptError:
-            again = self._rows(ids)
-            if again == rows:
-                raise
-        return self._read(pieces, again, out, fetch)
+        while True:
+            failure: CorruptError | None = None
+            done = False
+            try:
+                done = self._read(pieces, rows, out, fetch)
+            except CorruptError as exc:
+                failure = exc
+            if failure is None and not waits:
+                return done
+            before, rows = rows, self._rows(ids)
+            if list(map(_place_in, before)) == list(map(_place_in, rows)):
+                if failure is not None:
+                    raise failure
+                return done
 
     def _read(
         self, pieces: Sequence[Piece], rows: list[bytes | None], out: memoryview, fetch: "_Fetch"
@@ -348,6 +361,11 @@ class Reader:
 
 _Fetch = Callable[[int, File, Sequence[memoryview], int, int], int]
 """pack, its file, where the bytes go, start, stop -> bytes read; -1: not without waiting."""
+
+
+def _place_in(row: bytes | None) -> bytes | None:
+    """Return all that a row says but the count of references, which changes."""
+    return row if row is None else row[:REFERENCES_OFFSET]
 
 
 def _run_end(wants: list[_Want], first: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from dedupfs.format.keys import unpack_record_row
 from dedupfs.model import RecordId
 from dedupfs.store import RealDisk, Store
 from dedupfs.store.disk import File
+from dedupfs.store.space import free_dead, punch
 from tests.store.conftest import MakeStore
-from tests.store.payloads import CHUNK, hole, noise, piece, pin, put_pinned
+from tests.store.payloads import CHUNK, hole, noise, piece, pin, put_pinned, unpin
 
 
 @dataclass
@@ -184,3 +185,40 @@ def test_many_packs_do_not_use_up_the_descriptors(path: Path) -> None:
             noise(n, 20) for n in range(300)
         ]
         assert len(os.listdir("/proc/self/fd")) < before + 256
+
+
+@dataclass
+class BusyDisk(RealDisk):
+    """Lets others do something while a read waits for the disk."""
+
+    meanwhile: list[Callable[[], object]] = field(default_factory=list)
+
+    def preadv(self, file: File, buffers: Sequence[memoryview], offset: int) -> int:
+        while self.meanwhile:
+            self.meanwhile.pop()()
+        return super().preadv(file, buffers, offset)
+
+
+def test_a_chunk_that_goes_while_its_read_waits_is_told_and_not_zeros(
+    make_store: MakeStore,
+) -> None:
+    """Bytes of a file that are replaced meanwhile: the caller asks again for what is there now."""
+    disk = BusyDisk()
+    store = make_store(compression="none", chunk_bytes_average=16 << 10, disk=disk)
+    goes, stays = (random.Random(seed).randbytes(40_000) for seed in (1, 2))
+    chunk, other = put_pinned(store, [goes, stays])
+    pieces = [piece(chunk, 1000, 20_000), piece(other, 1000)]
+    expected = goes[20_000:21_000] + stays[:1000]
+    assert store.read(pieces) == expected  # verified by now
+    disk.meanwhile.append(lambda: pin(store, [chunk]))
+    assert store.read(pieces) == expected
+
+    def goes_now() -> None:
+        unpin(store, [chunk, chunk])
+        assert free_dead(store, 10).records == 1
+        punch(store, 10)
+
+    disk.meanwhile.append(goes_now)
+    with pytest.raises(MissingRecordError):
+        store.read(pieces)
+    assert store.read(pieces[1:]) == stays[:1000]
