@@ -27,6 +27,7 @@ from dedupfs.fuse import mountpoints
 from dedupfs.fuse.handshake import Handshake, can_resend
 from dedupfs.fuse.mountpoints import MountBusyError
 from dedupfs.fuse.waiting import WORKERS_KEPT, Waiter, can_replace
+from dedupfs.store import memory
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ DIRTY_PERCENT = 10
 """Of what the machine may have in written pages that no disk has yet, a mount's share; else 1."""
 QUIET_S_MAX = 5.0
 """Under a storm of requests no moment is quiet; what had to arrive has by then."""
+
+_RECEIVE_BYTES = WORKERS_KEPT + 1 << 20
+"""Memory for libfuse's buffers of 1 MiB, one for each task that reads. When a daemon is killed
+while the kernel copies a request to a page that is not there yet, the request fails with EIO and
+is not kept for the next daemon (fs/fuse/dev.c, fuse_dev_do_read): so the pages are there before."""
 
 _MS_RDONLY = 0x1
 _MS_NOSUID = 0x2
@@ -184,6 +190,8 @@ class Session:
     def _begin(self, operations: pyfuse3.Operations, pace: "Pace | None") -> None:
         if self._handshake is not None:
             self.device = self._handshake.session_fd
+        memory.keep_freed()
+        memory.touch_ahead(_RECEIVE_BYTES)
         try:
             pyfuse3.init(operations, f"/dev/fd/{self.device}", set())
         except RuntimeError as exc:

@@ -40,26 +40,6 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
-
-
-_M_TRIM_THRESHOLD = -1  # malloc.h
-_M_MMAP_THRESHOLD = -3
-_KEPT_BYTES = 64 << 20
-_MMAP_BYTES = 32 << 20
-
-
-def keep_freed_memory() -> None:
-    """Let malloc keep the memory of freed buffers instead of handing it back each time.
-
-    Otherwise every read of a megabyte may fault its pages in anew, which was measured to cost
-    eight times the read itself. Process-wide; does nothing where malloc is not glibc's.
-    """
-    mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
 _RWF_DONTCACHE = 0x80  # linux/fs.h
 _DONTCACHE_KERNEL_MIN = (6, 16)
 """Earlier ones have the flag too, and a race between such a write and what follows it."""

@@ -33,11 +33,12 @@ from dedupfs.model import (
     StoreConfig,
 )
 from dedupfs.recipe import Piece
+from dedupfs.store import memory
 from dedupfs.store.codec import Encoder
 from dedupfs.store.commit import lost_error
 from dedupfs.store.committer import Committer
 from dedupfs.store.db import Database, ReadTxn, Table
-from dedupfs.store.disk import Buffer, Disk, File, RealDisk, keep_freed_memory
+from dedupfs.store.disk import Buffer, Disk, File, RealDisk
 from dedupfs.store.layout import (
     Layout,
     decode_config,
@@ -116,7 +117,7 @@ class Store:
             owner=self._owner,
         )
         self.punches = True
-        keep_freed_memory()
+        memory.keep_freed()
 
     @classmethod
     def create(

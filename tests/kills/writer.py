@@ -313,10 +313,22 @@ class Writer:
             try:
                 self.step()
             except OSError as exc:
-                if exc.errno not in DEAD:
+                if exc.errno not in DEAD and not (exc.errno == errno.EIO and self.is_dead()):
                     raise
                 return {"answer": "stopped"}
         return {"answer": "paused"}
+
+    def is_dead(self) -> bool:
+        """Whether the mount has ended.
+
+        Where the kernel keeps writes it tells close(2) of those that came too late as EIO, whatever
+        the reason was (mm/filemap.c, filemap_check_errors).
+        """
+        try:
+            os.statvfs(self.top)
+        except OSError as exc:
+            return exc.errno in DEAD
+        return False
 
     def verify(self) -> dict[str, object]:
         """Compare, and go on from what is there."""
