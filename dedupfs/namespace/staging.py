@@ -23,6 +23,26 @@ CACHED_BYTES_MAX = 32 << 20
 """How much of what the disk has begun with stays in the page cache until it is there."""
 
 
+class _Sync:
+    """What a sync of the file does.
+
+    Apart from ``Staging``: bound to that it would make a cycle, and the blocks of a deleted file
+    would wait for the garbage collector.
+    """
+
+    def __init__(self, disk: Disk, file: File, *, times_matter: bool) -> None:
+        self._disk = disk
+        self._file = file
+        self.times_matter = times_matter
+
+    def __call__(self) -> None:
+        if self.times_matter:
+            self.times_matter = False
+            self._disk.fsync(self._file)
+        else:
+            self._disk.fdatasync(self._file)
+
+
 class Staging:
     """One staging file, open for reading and writing; its descriptor goes with the last user."""
 
@@ -36,9 +56,9 @@ class Staging:
         self.path = staging_path(directory, number)
         self.file: File = disk.open(self.path, write=True, create=True)
         self._begun: deque[tuple[int, int]] = deque()
+        self._sync = _Sync(disk, self.file, times_matter=found)
         self.syncer = Syncer(self.path, self._sync)
         """If it has failed, settling writes the bytes anew."""
-        self._times_matter = found
         if found:
             self.syncer.changed()
         self.promised = self.syncer.changes
@@ -84,7 +104,7 @@ class Staging:
     def touch(self, mtime_ns: int) -> None:
         """Set the time of the last change."""
         self._disk.touch(self.file, mtime_ns)
-        self._times_matter = True
+        self._sync.times_matter = True
         self.syncer.changed()
 
     def read(self, start: int, stop: int) -> bytes:
@@ -125,13 +145,6 @@ class Staging:
             StoreFullError, StoreError: they are not, now or since an earlier sync failed.
         """
         self.syncer.sync(self.syncer.changes)
-
-    def _sync(self) -> None:
-        if self._times_matter:
-            self._times_matter = False
-            self._disk.fsync(self.file)
-        else:
-            self._disk.fdatasync(self.file)
 
     def remove(self) -> None:
         """Delete the name (a verbatim pack made of the file stays)."""
