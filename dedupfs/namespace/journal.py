@@ -35,6 +35,23 @@ def journal_path(directory: Path, generation: int) -> Path:
     return directory / f"{PREFIX}{generation:08d}"
 
 
+class _Sync:
+    """What a sync of a journal does.
+
+    Apart from ``Journal``: bound to that it would make a cycle, and the blocks of a deleted journal
+    would wait for the garbage collector.
+    """
+
+    def __init__(self, disk: Disk, file: File) -> None:
+        self._disk = disk
+        self._file = file
+        self.is_done = False
+
+    def __call__(self) -> None:
+        self._disk.fdatasync(self._file)
+        self.is_done = True
+
+
 class Journal:
     """One generation's journal, open for appending."""
 
@@ -45,7 +62,7 @@ class Journal:
         self._file = file
         self.size = size
         self._ready_stop = size
-        self._is_synced = False
+        self._sync = _Sync(disk, file)
         self.syncer = Syncer(path, self._sync)
         """If it has failed, the next fold starts another journal."""
         self.syncer.changed()  # whoever wrote what is there already may not have synced it
@@ -108,7 +125,7 @@ class Journal:
         """
         data = encode_edits(time_ns, edits)
         stop = self.size + len(data)
-        if self._is_synced and stop > self._ready_stop:
+        if self._sync.is_done and stop > self._ready_stop:
             self._write_ahead()
         try:
             self._disk.pwrite(self._file, [data], self.size)
@@ -124,7 +141,7 @@ class Journal:
         Bytes in blocks that are allocated, inside of the file, reach the disk without the file
         system's own journal, and that has everybody's changes to wait for.
         """
-        self._is_synced = False
+        self._sync.is_done = False
         zeros = bytes(min(max(self.size, _AHEAD_BYTES_MIN), _AHEAD_BYTES_MAX))
         try:
             self._disk.pwrite(self._file, [zeros], self.size)
@@ -137,10 +154,6 @@ class Journal:
         """Take back what a failed write has left behind the last record."""
         self._disk.truncate(self._file, self.size)
         self._ready_stop = self.size
-
-    def _sync(self) -> None:
-        self._disk.fdatasync(self._file)
-        self._is_synced = True
 
     def sync(self) -> None:
         """Make all records durable.
