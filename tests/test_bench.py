@@ -191,6 +191,7 @@ def command(directory: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.fuse
+@pytest.mark.unmeasured
 def test_a_run_writes_its_results_and_leaves_nothing(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out.json"
     work.mkdir()
@@ -213,6 +214,7 @@ def test_a_run_writes_its_results_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.unmeasured
 def test_an_interrupted_run_leaves_no_mount_and_no_file(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
