@@ -240,6 +240,7 @@ def _measure(harness: Harness, key: str, source: Path, note: str) -> None:
 
 
 def _turn(record: Record, key: str, way: _Way, number: int) -> None:
+    os.sync()  # not what others left to be written back
     before = way.taken()
 
     def make() -> float:
