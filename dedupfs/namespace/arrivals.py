@@ -6,6 +6,9 @@ written while it began comes later, or once more. Knows bytes and offsets alone.
 
 EARLY_BYTES_MAX = 32 << 20
 """How much is kept, at most, of what comes behind a gap. Gaps of up to 17 MiB were seen."""
+EARLY_PIECES_MAX = 256
+"""How many pieces that may be: each write looks at all of them, and one that comes from the page
+cache has up to 1 MiB."""
 
 
 class Arrivals:
@@ -48,7 +51,7 @@ class Arrivals:
     def _hold(self, file_offset: int, data: bytes) -> bool:
         self._early[file_offset] = data
         self._early_bytes += len(data)
-        return self._early_bytes <= EARLY_BYTES_MAX
+        return self._early_bytes <= EARLY_BYTES_MAX and len(self._early) <= EARLY_PIECES_MAX
 
     def _trim_early(self, start: int, stop: int) -> bool:
         """Drop the ends of early bytes that ``[start, stop)`` replaces; False for any other part.

@@ -37,6 +37,14 @@ def test_a_gap_that_does_not_close_is_given_up() -> None:
     assert [known.add(n * len(piece), piece) for n in places] == [True, True, True, True, False]
 
 
+def test_pieces_that_come_from_anywhere_are_given_up_soon() -> None:
+    """Each one that is kept costs every write a look: a file that is written at random has many."""
+    known = Arrivals()
+    places = range(2, 2 * arrivals.EARLY_PIECES_MAX + 4, 2)
+    taken = [known.add(place * PAGE, bytes(PAGE)) for place in places]
+    assert taken == [True] * arrivals.EARLY_PIECES_MAX + [False]
+
+
 def test_bytes_that_were_taken_cannot_change() -> None:
     known = Arrivals()
     assert known.add(0, b"abcdefgh")
