@@ -18,6 +18,8 @@ class Patience:
     def __init__(self) -> None:
         self._mean_ns: float = SHORT_NS
         """Nothing is known at first, so the first wait is nobody else's."""
+        self.waits = 0
+        """How many were noted."""
 
     @property
     def is_short(self) -> bool:
@@ -26,4 +28,5 @@ class Patience:
 
     def note(self, waited_ns: int) -> None:
         """A read took so long."""
+        self.waits += 1
         self._mean_ns += _WEIGHT * (min(waited_ns, _LONG_NS) - self._mean_ns)

@@ -125,9 +125,10 @@ class Reader:
         """Read; look a record up again when it has gone or moved meanwhile.
 
         A part of a verified chunk does not tell that by itself: where others had the time
-        (``waits``), its place may be punched by now.
+        (``waits``, or a wait in place), its place may be punched by now.
         """
         ids = [piece.chunk_id for piece in pieces]
+        waits_before = self.patience.waits
         rows = self._rows(ids)
         while True:
             failure: CorruptError | None = None
@@ -136,7 +137,7 @@ class Reader:
                 done = self._read(pieces, rows, out, fetch)
             except CorruptError as exc:
                 failure = exc
-            if failure is None and not waits:
+            if failure is None and not waits and self.patience.waits == waits_before:
                 return done
             before, rows = rows, self._rows(ids)
             if list(map(_place_in, before)) == list(map(_place_in, rows)):
