@@ -132,7 +132,8 @@ class _Supervisor:
             readable = {fd for fd, _event in poll.poll()}
             if child.relay.fileno() in readable and not self._listen(child):
                 poll.unregister(child.relay)
-            if signals.fileno() in readable and signals.collect() and child.answered:
+            signals.collect()
+            if signals.is_renewing and child.answered and child.handle not in readable:
                 killed = self._renew(child, signals)
                 if killed is not None:
                     return killed
@@ -149,6 +150,7 @@ class _Supervisor:
         Returns:
             How the daemon ended, if it did and this is still the same program; None: it goes on.
         """
+        signals.is_renewing = False
         if self.baton is None:
             log.error("this mount cannot be handed to another program")
             return None
@@ -158,7 +160,10 @@ class _Supervisor:
         # A signal in the middle of an exec would end this process and so the mount.
         with signals.held_back():
             signals.collect()
-            if signals.is_ending or child.has_ended:  # meanwhile
+            if signals.is_ending:  # meanwhile
+                return None
+            if child.has_ended:
+                signals.is_renewing = True  # the next one hands over as soon as it answers
                 return None
             log.info("another program takes over")
             os.kill(child.pid, signal.SIGKILL)
@@ -245,9 +250,11 @@ def _be_the_daemon(serve: Serve, baton: Baton | None, relay: Relay) -> int:
 
 
 class _Signals:
-    """Ending signals: kept until there is a daemon that can be told."""
+    """What came: ending signals are kept until there is a daemon that can be told."""
 
     def __init__(self) -> None:
+        self.is_renewing = False
+        """Another program is to take over, as soon as a daemon has said what it would leave."""
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -288,14 +295,14 @@ class _Signals:
         """For poll(2)."""
         return self._reader.fileno()
 
-    def collect(self) -> bool:
-        """Read which signals came; return whether another program is to take over."""
+    def collect(self) -> None:
+        """Read which signals came."""
         try:
             came = self._reader.recv(4096)
         except BlockingIOError:
-            return False
+            return
         self._waiting += [number for number in came if number in FORWARDED]
-        return RENEWING in came
+        self.is_renewing |= RENEWING in came
 
     def forward(self, pid: int) -> None:
         """Send the daemon what came."""

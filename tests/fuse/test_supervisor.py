@@ -6,14 +6,17 @@ in the place of the connection to the kernel. tests/takeover/ has real mounts.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from dedupfs.errors import MountError, StoreError
 from dedupfs.fuse.supervisor import DEATHS_MAX, UNREADY_MAX
+from dedupfs.namespace.live import ProcessEnd
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY
 
 PROGRAM = """
@@ -160,6 +163,41 @@ def test_another_program_takes_over_when_it_can(possible: str) -> None:
     assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
 
 
+UNTIL_THE_SUPERVISOR_WAITS = """
+while open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[0] != 'S':
+    os.sched_yield()
+"""
+
+
+def test_another_program_asked_for_before_a_daemon_answers_takes_over_then() -> None:
+    asks = f"os.kill(os.getppid(), signal.SIGUSR2)\n{UNTIL_THE_SUPERVISOR_WAITS}"
+    process = start(f"{asks}{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes")
+    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert [line for line in said.splitlines() if "INFO" not in line] == [
+        "daemon first",
+        "ready",
+        "asked",
+        "executed",
+    ]
+
+
+def test_another_program_asked_for_while_a_daemon_dies_takes_over_from_the_next() -> None:
+    process = start(f"{BLOCK}\n{LEAVE}\nsay(os.getpid())\nsignal.sigwait([signal.SIGTERM])", "yes")
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _line in ("daemon first", "ready", "pid")]
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    process.send_signal(signal.SIGUSR2)
+    daemon = next(int(line) for line in said if line.strip().isdigit())
+    with closing(ProcessEnd(daemon)) as end:
+        os.kill(daemon, signal.SIGKILL)
+        assert end.wait(END_TIMEOUT_S)
+    process.send_signal(signal.SIGCONT)
+    rest, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert "daemon next" in rest.splitlines()
+    assert rest.splitlines()[-1] == "executed"
+
+
 def test_signals_wait_for_the_program_that_takes_over() -> None:
     """Their default action would end it, and the mount with it, before it can say otherwise."""
     process = start(f"{BLOCK}\n{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes", SLOWLY_BECOME)
@@ -195,6 +233,7 @@ def test_a_mount_that_ends_meanwhile_is_not_handed_over() -> None:
     for _line in ("daemon first", "ready"):
         process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
