@@ -15,6 +15,7 @@ BROWSING = "dedupfs.cli.browsing"
 TRANSFERS = "dedupfs.cli.transfers"
 STORES = "dedupfs.cli.stores"
 MOUNTS = "dedupfs.cli.mounts"
+PRUNE = "dedupfs.cli.prune"
 
 Section = dict[str, tuple[str, str]]
 
@@ -40,6 +41,7 @@ SECTIONS: dict[str, Section] = {
         "pin": (SNAPSHOTS, "Protect snapshots from removal."),
         "unpin": (SNAPSHOTS, "End the protection of snapshots."),
         "rm": (SNAPSHOTS, "Remove snapshots and free their space."),
+        "prune": (PRUNE, "Remove the snapshots that no rule keeps."),
     },
     "The store": {
         "init": (STORES, "Make an empty store."),

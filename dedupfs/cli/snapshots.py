@@ -61,8 +61,8 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
             freed = _would_free(opened, wanted)
         else:
             infos = SnapshotCatalog(opened).remove(wanted)
-            freed = None if no_gc else _collect(opened)
-            held = [] if no_gc else _still_held(opened, infos)
+            freed = None if no_gc else collect_garbage(opened)
+            held = [] if no_gc else still_held(opened, infos)
     if as_json:
         output.print_json(
             {
@@ -84,7 +84,7 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
         output.print_line(f"{name} is still held by {held_by}")
 
 
-def _still_held(store: "Store", infos: Sequence["SnapshotInfo"]) -> list[str]:
+def still_held(store: "Store", infos: Sequence["SnapshotInfo"]) -> list[str]:
     """Return those of the removed snapshots whose whole tree something else refers to."""
     from dedupfs.namespace.trees import tree_id_of
 
@@ -104,7 +104,8 @@ def _would_free(store: "Store", names: Sequence[str]) -> int:
     return exclusive_bytes(store, names).stored_bytes
 
 
-def _collect(store: "Store") -> int:
+def collect_garbage(store: "Store") -> int:
+    """Run gc with a progress bar; return the bytes that it freed."""
     from dedupfs.maintenance.gc import collect
     from dedupfs.namespace import live
 

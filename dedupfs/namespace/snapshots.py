@@ -201,28 +201,49 @@ class SnapshotCatalog:
         for info in infos:
             if info.pinned:
                 raise UsageError(f"snapshot {info.name!r} is pinned; 'dedupfs unpin' it first")
+        changed = self.remove_unless_changed(infos)
+        if changed is not None:
+            raise NotFoundError(f"snapshot {changed.name!r} was changed meanwhile; look again")
+        return tuple(infos)
+
+    def remove_unless_changed(
+        self, going: Sequence[SnapshotInfo], staying: Sequence[SnapshotInfo] = ()
+    ) -> SnapshotInfo | None:
+        """Remove ``going`` provided that they, and ``staying``, still are as they were seen.
+
+        Returns one that another process has changed or removed; then nothing is done.
+        """
         with self._store.transaction() as txn:
-            for info in infos:
-                old_id = self._take(txn, info)
-                if old_id is None:
-                    raise NotFoundError(f"snapshot {info.name!r} was changed meanwhile; look again")
-                txn.drop_reference(old_id)
+            taken = []
+            for info in [*going, *staying]:
+                record_id = self._unchanged(txn, info)
+                if record_id is None:
+                    return info
+                taken.append((info, record_id))
             self._store.drop_tails()
-            for info in infos:
+            for info, record_id in taken[: len(going)]:
+                txn.delete(Table.SNAPSHOTS, info.name.encode())
+                txn.drop_reference(record_id)
                 tombstone = msgspec.structs.replace(info, revision=info.revision + 1, deleted=True)
                 tombstone_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(tombstone))
                 txn.pin(TOMBSTONE_OWNER, tombstone_id)
-        return tuple(infos)
+        return None
+
+    @classmethod
+    def _take(cls, txn: Transaction, expected: SnapshotInfo) -> RecordId | None:
+        """Delete the row if it still is ``expected``; return the id of its record."""
+        record_id = cls._unchanged(txn, expected)
+        if record_id is not None:
+            txn.delete(Table.SNAPSHOTS, expected.name.encode())
+        return record_id
 
     @staticmethod
-    def _take(txn: Transaction, expected: SnapshotInfo) -> RecordId | None:
-        """Delete the row if it still is ``expected``; return the id of its record."""
-        key = expected.name.encode()
-        row = txn.get(Table.SNAPSHOTS, key)
+    def _unchanged(txn: Transaction, expected: SnapshotInfo) -> RecordId | None:
+        """Return the id of the snapshot's record if its row still is ``expected``."""
+        row = txn.get(Table.SNAPSHOTS, expected.name.encode())
         if row is None:
             return None
         info, record_id = decode_snapshot_row(row)
         if (info.sequence, info.revision) != (expected.sequence, expected.revision):
             return None
-        txn.delete(Table.SNAPSHOTS, key)
         return record_id

@@ -43,6 +43,7 @@ COMMANDS = {
     "import": ["import", "{store}", "{source}", "new"],
     "reindex": ["reindex", "{store}"],
     "rm": ["rm", "{store}", "goes"],
+    "prune": ["prune", "{store}", "goes", "--keep-tag", "release", "--allow-empty"],
     "export": ["export", "{store}", "one", "{out}"],
     "commit": ["commit", "{store}", "frozen", "--view", "work"],
     "clone": ["clone", "{store}", "one", "second"],
