@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Unpack
 
 import click
 
@@ -21,6 +21,7 @@ from dedupfs.cli.arguments import (
     parse_tags,
     snapshot_argument,
 )
+from dedupfs.cli.selecting import Selecting, selecting_options, selection_of
 from dedupfs.errors import CorruptError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _STDOUT = "-"
 @click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag the snapshot; repeatable.")
 @click.option("-x", "--one-file-system", is_flag=True, help="Leave out what is mounted below.")
 @click.option("--reread", is_flag=True, help="Read files that look unchanged as well.")
+@selecting_options
 @JSON
 def import_(
     store: Path,
@@ -48,6 +50,7 @@ def import_(
     one_file_system: bool,
     reread: bool,
     as_json: bool,
+    **selecting: Unpack[Selecting],
 ) -> None:
     """Make the snapshot NAME (by default the directory's own name) of DIRECTORY.
 
@@ -59,11 +62,12 @@ def import_(
     \b
     Examples:
       dedupfs import store/ /data/ckpt-1000 step-1000 --tag loss=1.93
-      dedupfs import store/ ~/project
+      dedupfs import store/ ~/project --gitignore --exclude '*.log'
     """
     from dedupfs.transfer.ingest import IngestOptions, ingest_tree
 
     parsed = parse_tags(tags)
+    selection = selection_of(**selecting)
     if name is None:
         name = os.path.basename(os.path.realpath(directory))
     complain = _Complaints()
@@ -75,7 +79,7 @@ def import_(
             tags=parsed,
             progress=_shown_on(bar),
             on_error=complain,
-            options=IngestOptions(one_file_system=one_file_system, reread=reread),
+            options=IngestOptions(one_file_system, reread, selection),
         )
     _print_import(name, report, as_json)
     if report.problems:

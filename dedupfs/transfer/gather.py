@@ -7,15 +7,24 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
+import msgspec
+
 from dedupfs.model import FILE_BYTES_MAX, TreeEntry
 from dedupfs.namespace.trees import tree_id_of
 from dedupfs.transfer.builder import object_entry
-from dedupfs.transfer.metadata import Target, Xattrs, is_in_mount, object_at, read_xattrs
+from dedupfs.transfer.metadata import (
+    Target,
+    Xattrs,
+    is_in_mount,
+    object_at,
+    open_source,
+    read_xattrs,
+)
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.scan import Below, FileKey, Scan
 from dedupfs.transfer.sources import (
@@ -26,12 +35,11 @@ from dedupfs.transfer.sources import (
     child_key,
     stamp_of,
 )
-from dedupfs.transfer.walk import Level, Step, Visit, Walk
+from dedupfs.transfer.walk import Level, Step, Visit, Walk, list_names
 
 AHEAD_FILES_MAX = 64
 AHEAD_BYTES = 2 << 20
 """How much of each file the kernel is asked to read before its turn."""
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -77,10 +85,15 @@ class Gatherer:
         problems: Problems,
         *,
         one_file_system: bool = False,
+        names: Callable[[Level], list[bytes]] = list_names,
     ) -> None:
         """``trusted_before_ns``: a file touched later may change again without a new ctime."""
         self._walk = Walk(
-            top_fd, problems, one_file_system=one_file_system, passes=self._is_unchanged
+            top_fd,
+            problems,
+            one_file_system=one_file_system,
+            names=names,
+            passes=self._is_unchanged,
         )
         self._linked = found.linked
         self._unchanged_below = found.unchanged
@@ -202,6 +215,8 @@ class Gatherer:
         entry = known.unchanged(name, status)
         if entry is not None and entry.is_link:
             entry = self._known.inode(entry)
+            if entry is not None:  # a file of its own, when its other names are left out now
+                entry = msgspec.structs.replace(entry, name=name, nlink=1)
         if entry is None or entry.mode != status.st_mode or entry.mtime_ns != status.st_mtime_ns:
             return None
         return entry if not entry.is_file or entry.size == status.st_size else None
@@ -229,15 +244,3 @@ class Gatherer:
         except OSError:
             item.close()
             raise
-
-
-def open_source(path: bytes) -> int:
-    """Open a file for reading without leaving a trace in its atime, where that is allowed.
-
-    ``path`` is that of an object which is held already and known to be a regular file: to open
-    another by its name, because somebody swapped it, would make a device or a fifo act.
-    """
-    try:
-        return os.open(path, _OPEN_FLAGS | os.O_NOATIME)
-    except PermissionError:
-        return os.open(path, _OPEN_FLAGS)

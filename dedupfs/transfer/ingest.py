@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dedupfs.errors import MissingRecordError, SourceError, StoreError, UsageError
@@ -25,6 +25,7 @@ from dedupfs.transfer.filedata import FileStorer
 from dedupfs.transfer.gather import Gatherer, Item
 from dedupfs.transfer.report import IngestReport, OnProblem, OnProgress, Problems, Progress, shown
 from dedupfs.transfer.scan import Scan, scan
+from dedupfs.transfer.selection import Selection, Selector
 from dedupfs.transfer.sources import (
     NO_STAMP,
     KnownDirectory,
@@ -35,7 +36,7 @@ from dedupfs.transfer.sources import (
     top_key,
 )
 from dedupfs.transfer.verbatim import remove_stale_files
-from dedupfs.transfer.walk import Step
+from dedupfs.transfer.walk import Step, list_names
 
 ATTEMPTS_MAX = 3
 """How often an import starts over when gc freed a chunk between its look-up and the commit."""
@@ -47,6 +48,8 @@ class IngestOptions:
 
     one_file_system: bool = False
     reread: bool = False
+    selection: Selection = field(default_factory=Selection)
+    """What of the directory is imported."""
     racy_ns: int = 2_000_000_000
     """A file touched this shortly before the import is read again by the next one: its times are
     too coarse to tell whether it was written once more."""
@@ -86,6 +89,7 @@ def ingest_tree(
             os.stat(store.path),
             one_file_system=options.one_file_system,
             known=None if options.reread else KnownListings(store, os.fsencode(source)),
+            selector=selector_of(options, source, Problems([], None)),
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
             run = _Import(store, source, found, progress, on_error, options)
@@ -105,6 +109,11 @@ def ingest_tree(
         os.close(top_fd)
     run.report.seconds = time.monotonic() - started
     return run.report
+
+
+def selector_of(options: IngestOptions, source: Path, problems: Problems) -> Selector | None:
+    """Return what selects names below ``source``; None when nothing is left out."""
+    return Selector(options.selection, source, problems) if options.selection else None
 
 
 def _refuse_overlap(store: Store, source: Path) -> None:
@@ -174,6 +183,10 @@ class _Import:
     def read(self, top_fd: int) -> None:
         """Go through the source and put everything; the root is complete afterwards."""
         now_ns = time.time_ns()
+        for path in self._found.missing:
+            self._problems.add(path, "left out: there is no such file")
+        source = Path(os.fsdecode(self._source))
+        selector = selector_of(self._options, source, self._problems)
         gatherer = Gatherer(
             top_fd,
             self._found,
@@ -181,6 +194,7 @@ class _Import:
             now_ns - self._options.racy_ns,
             self._problems,
             one_file_system=self._options.one_file_system,
+            names=list_names if selector is None else selector.names,
         )
         items = gatherer.items_ahead()
         waiting: Item | None = None

@@ -17,6 +17,7 @@ from dedupfs.transfer.report import shown
 Xattrs = tuple[tuple[bytes, bytes], ...]
 Target = int | bytes
 OnRefusal = Callable[[str, OSError], None]
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 _NO_XATTRS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.ENODATA})
@@ -30,6 +31,18 @@ def object_at(directory_fd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
         yield fd, b"/proc/self/fd/%d" % fd
     finally:
         os.close(fd)
+
+
+def open_source(path: bytes) -> int:
+    """Open a file for reading without leaving a trace in its atime, where that is allowed.
+
+    ``path`` is that of an object which is held already and known to be a regular file: to open
+    another by its name, because somebody swapped it, would make a device or a fifo act.
+    """
+    try:
+        return os.open(path, _OPEN_FLAGS | os.O_NOATIME)
+    except PermissionError:
+        return os.open(path, _OPEN_FLAGS)
 
 
 def read_xattrs(target: Target) -> Xattrs:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from dedupfs.errors import UsageError
 from dedupfs.model import RecordId
 from dedupfs.transfer.report import Problems
+from dedupfs.transfer.selection import Selector
 from dedupfs.transfer.sources import (
     NO_LISTING,
     KnownListings,
@@ -52,13 +53,15 @@ class Scan:
     """What the first pass found.
 
     ``linked``: inodes with at least two names inside the tree. ``unchanged``: by their keys, the
-    directories that are known as they are while the one above them is not.
+    directories that are known as they are while the one above them is not. ``missing``: what was
+    asked for by its name and is not there.
     """
 
     files: int
     size_bytes: int
     linked: frozenset[FileKey]
     unchanged: dict[bytes, Below]
+    missing: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -82,19 +85,29 @@ class _Looked:
 
 
 class _Scanner:
-    def __init__(self, store_status: os.stat_result, known: KnownListings | None) -> None:
+    def __init__(
+        self,
+        store_status: os.stat_result,
+        known: KnownListings | None,
+        selector: Selector | None,
+    ) -> None:
         self.files = 0
         self.size_bytes = 0
         self.unchanged: dict[bytes, Below] = {}
         self.seen: dict[FileKey, int] = {}
         self._store_key = (store_status.st_dev, store_status.st_ino)
         self._known = known
+        self._selector = selector
         self._stack: list[_Looked] = []
         self._listed: tuple[Level | None, list[bytes] | None] = (None, None)
         self._before = (0, 0)
 
     def names(self, level: Level) -> list[bytes]:
-        """Look at everything in a directory; return the names of its subdirectories."""
+        """Look at everything in a directory; return the names of its subdirectories.
+
+        What is not selected is not there: no listing has it, so one that was made under another
+        selection differs wherever the two differ.
+        """
         self._before = (self.files, self.size_bytes)
         self._listed = (level, None)
         subdirectories: list[bytes] = []
@@ -103,7 +116,7 @@ class _Scanner:
         files = size_bytes = 0
         device = level.status.st_dev
         with os.scandir(level.fd) as found:
-            for entry in found:
+            for entry in found if self._selector is None else self._selector.select(level, found):
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:  # gone, or the second pass will tell
@@ -180,6 +193,7 @@ def scan(
     *,
     one_file_system: bool = False,
     known: KnownListings | None = None,
+    selector: Selector | None = None,
 ) -> Scan:
     """Count the files and bytes below ``top_fd``, find the hard links and what is unchanged.
 
@@ -188,7 +202,7 @@ def scan(
     Raises:
         UsageError: the store's directory lies in the tree.
     """
-    scanner = _Scanner(store_status, known)
+    scanner = _Scanner(store_status, known, selector)
     for step, level, name, _ in Walk(
         top_fd, Problems([], None), one_file_system=one_file_system, names=scanner.names
     ):
@@ -197,4 +211,5 @@ def scan(
         elif step is Step.LEAVE:
             scanner.leave(level, name)
     linked = frozenset(key for key, count in scanner.seen.items() if count > 1)
-    return Scan(scanner.files, scanner.size_bytes, linked, scanner.unchanged)
+    missing = selector.missing() if selector is not None else []
+    return Scan(scanner.files, scanner.size_bytes, linked, scanner.unchanged, missing)

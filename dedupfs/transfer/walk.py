@@ -11,8 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from dedupfs.transfer.report import Problems
+
+if TYPE_CHECKING:
+    from dedupfs.transfer.selection import Scope
 
 OPEN_DIRECTORIES_MAX = 100
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,7 +34,7 @@ class Step(enum.Enum):
 class Level:
     """One directory on the way from the top of the walk to where it is now."""
 
-    __slots__ = ("crossed", "fd", "name", "names", "parent", "position", "status")
+    __slots__ = ("crossed", "fd", "name", "names", "parent", "position", "scope", "status")
 
     def __init__(
         self, name: bytes, parent: "Level | None", status: os.stat_result, fd: int
@@ -43,6 +47,8 @@ class Level:
         self.position = 0
         self.crossed = False
         """Whether it is the root of another file system, not to be entered."""
+        self.scope: Scope | None = None
+        """What a selection says of the names in it, once they are listed."""
 
     @property
     def path(self) -> bytes:
