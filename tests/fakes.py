@@ -262,6 +262,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.is_solid(file, start, stop)
 
+    def clone(self, source: File, start: int, stop: int, target: File, offset: int) -> bool:
+        self._alive()
+        return False  # what is not written could not be taken back
+
     def next_data(self, file: File, start: int) -> int | None:
         self._alive()
         return self.inner.next_data(file, start)

@@ -437,6 +437,7 @@ def _losses(report: "ReindexReport") -> list[str]:
         *(f"damaged: {place}" for place in report.damaged),
         *(f"pack {pack} is not described by any readable record" for pack in report.lost_packs),
         *(f"view {name} is lost: {why}" for name, why in report.lost_views),
+        *report.lost_checkouts,
         *(f"view {name} is as of its last fold: {why}" for name, why in report.shortened_views),
         *(str(problem) for problem in report.problems),
     ]

@@ -27,12 +27,14 @@ from dedupfs.format.tree import (
     decode_view_root,
 )
 from dedupfs.maintenance.census import take_census
+from dedupfs.maintenance.checkouts import check_checkouts
 from dedupfs.maintenance.garbage import PUNCH_LOCK
 from dedupfs.maintenance.pack_check import Changed, PackCheck, Pass
 from dedupfs.maintenance.problems import REINDEX, RESTORE, Problem
 from dedupfs.maintenance.tree_audit import TreeAudit
 from dedupfs.maintenance.uses import UseFinder
 from dedupfs.model import ID_BYTES, RecordId, RecordKind, Tree, TreeEntry
+from dedupfs.namespace.checkouts import CHECKOUT_PREFIX
 from dedupfs.namespace.journal import journal_path, read_header
 from dedupfs.namespace.rows import (
     ViewRow,
@@ -66,6 +68,7 @@ class CheckReport:
     packs: int = 0
     snapshots: int = 0
     views: int = 0
+    checkouts: int = 0
     lost_bytes: int = 0
     """In record packs, neither live nor free: damage that reindex stepped over leaves that."""
     problems: list[Problem] = field(default_factory=list)
@@ -185,6 +188,7 @@ class _Check:
                 self._problems.add("view", f"view {name}", f"its files have no row: {why}")
 
     def _take_pins(self, view_owners: set[bytes]) -> None:
+        checkout_owners: set[bytes] = set()
         for key, value in self._txn.scan(Table.PINS):
             try:
                 owner, record_id = split_pin_key(key)
@@ -195,6 +199,10 @@ class _Check:
             if owner.startswith(_VIEW_PREFIX) and owner not in view_owners:
                 what = "a view that is no more holds it, so gc never frees it"
                 self._problems.add("pin", f"record {record_id.hex()}", what)
+            elif owner.startswith(CHECKOUT_PREFIX):
+                checkout_owners.add(owner)
+        found = check_checkouts(self._store, checkout_owners, self._problems)
+        self._report.checkouts = found
 
     def _check_journal(self, key: bytes, value: bytes, view: ViewRow) -> None:
         """A view needs the journal that starts from its root."""

@@ -25,6 +25,7 @@ from dedupfs.format.keys import (
 from dedupfs.maintenance.garbage import PUNCH_LOCK, free_garbage
 from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import PackKind, RecordId, RecordKind
+from dedupfs.namespace.checkouts import drop_abandoned
 from dedupfs.namespace.rows import TOMBSTONE_OWNER, check_name
 from dedupfs.namespace.views import (
     VIEWS_DIRECTORY,
@@ -87,6 +88,7 @@ def collect(store: Store, *, progress: Progress | None = None) -> GcReport:
         tombstones = _tombstones(txn)
     with exclusive(store.layout, store.disk, PUNCH_LOCK):
         report.dead_owners = release_dead_owners(store)
+        drop_abandoned(store)
         report.leftovers = remove_leftovers(store)
     _Sweep(store, report, progress).run()
     if tombstones and _nothing_to_outdate(store):

@@ -28,6 +28,7 @@ from dedupfs.format.keys import (
 from dedupfs.format.pack import decode_chunk_table
 from dedupfs.maintenance.census import take_census
 from dedupfs.maintenance.check import check
+from dedupfs.maintenance.checkouts import restore_checkouts
 from dedupfs.maintenance.garbage import erase_unreadable, free_garbage
 from dedupfs.maintenance.liveness import require_unused
 from dedupfs.maintenance.pack_audit import overlapping
@@ -41,7 +42,7 @@ from dedupfs.store.inventory import count_references, payload_of
 from dedupfs.store.layout import Layout, read_config
 from dedupfs.store.openpack import PACK_COUNTER
 from dedupfs.store.rebuild import PACK_NUMBER_MAX, Rebuilt, rebuild
-from dedupfs.store.store import save_config
+from dedupfs.store.settings import save_config
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,16 @@ class ReindexReport:
     """Views that could not be brought back, and why; their files were put aside."""
     shortened_views: list[tuple[str, str]] = field(default_factory=list)
     """Views that are as of their last fold, without what their journal said, and why."""
+    checkouts: list[int] = field(default_factory=list)
+    lost_checkouts: list[str] = field(default_factory=list)
+    """What checkouts need and the packs have no more."""
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether everything that the packs once held is there again."""
         lost = self.damaged or self.lost_packs or self.lost_views or self.shortened_views
+        lost = lost or self.lost_checkouts
         return not lost and not self.problems
 
 
@@ -183,11 +188,15 @@ class _Rebuilding:
         self._drop_false_free_ranges()
         rebuilt.orphans = [pack for pack in rebuilt.orphans if pack not in helped]
         roots = self._roots.restore()
+        checkouts = restore_checkouts(self._store)
+        rebuilt.orphans = [pack for pack in rebuilt.orphans if pack not in checkouts.kept_packs]
         self._free_garbage()
         self._look_again_for_missing(rebuilt)
         self._set_aside(rebuilt)
         problems = check(self._store, progress=self._tell_check).problems
-        return _report(self._store, rebuilt, roots, problems)
+        report = _report(self._store, rebuilt, roots, problems)
+        report.checkouts, report.lost_checkouts = checkouts.numbers, checkouts.lost
+        return report
 
     def _note(self, record_id: RecordId, location: Location) -> None:
         self._roots.note(record_id, location)

@@ -34,8 +34,8 @@ from dedupfs.model import RecordId, StoreConfig
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
 from dedupfs.store.layout import Layout, read_config, require_own, write_config
+from dedupfs.store.settings import save_config, saved_config
 from dedupfs.store.space import release_dead_owners
-from dedupfs.store.store import save_config, saved_config
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,14 @@ _KINDS: dict[int, type[StoreError]] = {
 }
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_NOW = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
+_FICLONERANGE = 0x4020940D  # linux/fs.h
+_CLONE_RANGE = struct.Struct("@qQQQ")
+_NO_CLONES = (
+    *(errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS),
+    errno.EPERM,  # one of them is immutable, or a swap file
+    errno.EBADF,  # btrfs: one of them is not checksummed (nodatasum)
+    errno.ETXTBSY,
+)
 _IOV_MAX = 512
 _ADVICE_BYTES = 128 << 10
 """Of one call the kernel takes no more than the disk's read_ahead_kb, 128 unless somebody raised
@@ -56,6 +65,18 @@ def uncached_flags() -> int:
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     able = release is not None and tuple(map(int, release.groups())) >= _DONTCACHE_KERNEL_MIN
     return _RWF_DONTCACHE if able else 0
+
+
+def clone_range(source_fd: int, start: int, stop: int, target_fd: int, offset: int) -> bool:
+    """Share blocks between two files: see ``Disk.clone``, which this is without a translation."""
+    argument = _CLONE_RANGE.pack(source_fd, start, stop - start, offset)
+    try:
+        fcntl.ioctl(target_fd, _FICLONERANGE, argument)
+    except OSError as exc:
+        if exc.errno in _NO_CLONES:
+            return False
+        raise
+    return True
 
 
 class File:
@@ -151,6 +172,14 @@ class Disk(Protocol):
 
     def punch(self, file: File, start: int, stop: int) -> bool:
         """Give the blocks of ``[start, stop)`` back; False when the file system cannot."""
+        ...
+
+    def clone(self, source: File, start: int, stop: int, target: File, offset: int) -> bool:
+        """Let ``target`` share the blocks of ``[start, stop)`` from ``offset`` on (FICLONERANGE).
+
+        False when the file system cannot, or not these: all but the end of ``source`` must be whole
+        blocks.
+        """
         ...
 
     def is_solid(self, file: File, start: int, stop: int) -> bool:
@@ -345,6 +374,10 @@ class RealDisk:
         if number in _NO_HOLES:
             return False
         raise _translate(OSError(number, os.strerror(number)), "cannot punch", file.path)
+
+    def clone(self, source: File, start: int, stop: int, target: File, offset: int) -> bool:
+        with _translated("cannot share blocks with", target.path):
+            return clone_range(source.fd, start, stop, target.fd, offset)
 
     def is_solid(self, file: File, start: int, stop: int) -> bool:
         try:

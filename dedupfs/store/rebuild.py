@@ -6,7 +6,7 @@ records through ``on_record``. Source: docs/format.md, "Rebuilding the index".
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.errors import StoreError
@@ -175,8 +175,20 @@ def _add_verbatim_pack(state: _State, txn: Transaction, pack: int) -> None:
             continue
         _add_record(state, txn, chunk.chunk_id, location)
         state.spans.setdefault(pack, []).append((chunk.file_offset, stop, False))
+    state.spans.setdefault(pack, []).extend(_gaps(table))
     row = PackRow(PackKind.VERBATIM, True, table.file_bytes, 0, record_id)
     txn.put(Table.PACKS, encode_pack_key(pack), encode_pack_row(row))
+
+
+def _gaps(table: ChunkTable) -> Iterator[tuple[int, int, bool]]:
+    """Yield what no chunk covers: holes, or bytes that nothing refers to."""
+    position = 0
+    for chunk in table.chunks:
+        if position < chunk.file_offset:
+            yield position, chunk.file_offset, True
+        position = chunk.file_offset + chunk.length
+    if position < table.file_bytes:
+        yield position, table.file_bytes, True
 
 
 def _best_table(state: _State, pack: int) -> tuple[RecordId, ChunkTable]:

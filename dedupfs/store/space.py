@@ -36,6 +36,7 @@ from dedupfs.store.disk import File
 from dedupfs.store.owner import OWNER_PREFIX, exclusive, is_dead
 from dedupfs.store.store import Store
 from dedupfs.store.transaction import Transaction
+from dedupfs.store.whole import is_held
 
 log = logging.getLogger(__name__)
 
@@ -215,9 +216,10 @@ def punch(store: Store, limit: int, *, wait: bool = True) -> int:
     """Give the blocks of up to ``limit`` free ranges back, and remove packs that are wholly free.
 
     In record packs a free header is written over a range's start first, so that a scan can step
-    over it. A verbatim pack that has names outside of the store (checked out as hard links) is
-    left alone. Where the file system has no holes, only whole packs come back. Without ``wait``
-    nothing is done while another process punches.
+    over it. A verbatim pack that has names outside of the store (checked out as hard links), or
+    whose chunk table is pinned (``whole.is_held``), is left alone. Where the file system has no
+    holes, only whole packs come back. Without ``wait`` nothing is done while another process
+    punches.
 
     Returns:
         How many ranges and packs were dealt with; 0 when there is nothing left to do.
@@ -255,7 +257,9 @@ def _punch_pack(store: Store, pack: int, ranges: list[_Range]) -> list[_Range]:
     """Punch ranges of one pack; return those that are dealt with."""
     with store.reading() as txn:
         found = txn.get(Table.PACKS, encode_pack_key(pack))
-    row = decode_pack_row(found) if found is not None else None
+        row = decode_pack_row(found) if found is not None else None
+        if row is not None and is_held(txn, row):
+            return []  # for the day when nobody needs it whole any more
     if row is None or not row.live_bytes:  # goes as a whole, unless somebody appends to it
         return ranges if row is None or row.sealed else _punch_open(store, pack, row, ranges)
     return _punch_open(store, pack, row, ranges)
@@ -331,7 +335,7 @@ def _empty_packs(store: Store) -> list[int]:
         return [
             decode_pack_key(key)
             for key, value in txn.scan(Table.PACKS)
-            if _is_empty(decode_pack_row(value))
+            if _is_empty(decode_pack_row(value)) and not is_held(txn, decode_pack_row(value))
         ]
 
 
@@ -355,7 +359,7 @@ def _remove_pack(store: Store, pack: int) -> bool:
         if not store.disk.lock(file):
             return False
     with store.transaction() as changes:
-        if changes.get(Table.PACKS, key) != found:
+        if changes.get(Table.PACKS, key) != found or is_held(changes, decode_pack_row(found)):
             return False
         _forget_pack(changes, pack)
     _remove_files(store, pack)

@@ -8,17 +8,22 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from operator import itemgetter
 from pathlib import Path
 from typing import Self
 
 from dedupfs.chunking import Chunker, ChunkingParams
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError, UsageError
-from dedupfs.format.keys import META_CONFIG, decode_location, pack_record_row
+from dedupfs.format.keys import (
+    decode_location,
+    decode_pack_row,
+    encode_pack_key,
+    pack_record_row,
+)
 from dedupfs.format.pack import (
     CHUNK_BYTES_MAX,
     RECORD_BYTES_MAX,
     SALT_MAX,
-    TableChunk,
     encode_chunk_table,
     record_id,
 )
@@ -35,14 +40,11 @@ from dedupfs.model import (
 from dedupfs.recipe import Piece
 from dedupfs.store import memory
 from dedupfs.store.codec import Encoder
-from dedupfs.store.commit import lost_error
 from dedupfs.store.committer import Committer
 from dedupfs.store.db import Database, ReadTxn, Table
-from dedupfs.store.disk import Buffer, Disk, File, RealDisk
+from dedupfs.store.disk import Buffer, Disk, RealDisk
 from dedupfs.store.layout import (
     Layout,
-    decode_config,
-    encode_config,
     make_config,
     make_directories,
     read_config,
@@ -53,25 +55,13 @@ from dedupfs.store.owner import Owner
 from dedupfs.store.packs import PackFiles
 from dedupfs.store.pending import Pending, VerbatimPack, place_of
 from dedupfs.store.reader import Reader
+from dedupfs.store.settings import save_config
 from dedupfs.store.transaction import Transaction
-from dedupfs.store.verbatim import check_chunks, link_pack, reserve_pack
+from dedupfs.store.verbatim import check_chunks, link_pack, listed_chunks, new_chunks, reserve_pack
 
 __all__ = ["ReadTxn", "Store", "Table", "Transaction"]
 
 log = logging.getLogger(__name__)
-
-
-def save_config(db: Database, config: StoreConfig) -> None:
-    """Keep a copy of dedupfs.json in the index: without its seed nothing could be read."""
-    with db.writing() as txn:
-        txn.put(Table.META, META_CONFIG, encode_config(config))
-
-
-def saved_config(db: Database) -> StoreConfig | None:
-    """Return the copy of dedupfs.json in the index, or None; errors as ``read_config``."""
-    with db.reading() as txn:
-        text = txn.get(Table.META, META_CONFIG)
-    return decode_config(text, db.data_path) if text is not None else None
 
 
 class Store:
@@ -366,7 +356,13 @@ class Store:
         committed = self.db.record_rows(record_ids)
         return [one or other for one, other in zip(pending, committed, strict=True)]
 
-    def put_verbatim(self, file: Path, chunks: Sequence[tuple[int, Extent]]) -> int:
+    def put_verbatim(
+        self,
+        file: Path,
+        chunks: Sequence[tuple[int, Extent]],
+        *,
+        known: Sequence[tuple[int, Extent]] = (),
+    ) -> int:
         """Make a finished file a verbatim pack, without copying it; return the pack's number.
 
         The file (regular, on the store's file system, never written to again) gets a second name
@@ -377,6 +373,9 @@ class Store:
             file: the file.
             chunks: (file_offset, Extent) of what is new to the store, rising; ids as
                 ``probe_chunk`` gave them. A chunk that is in the store by now is left out.
+            known: the same of chunks that the store has elsewhere and whose bytes the file holds,
+                too, as the caller has made sure: listed in the chunk table, so that reindex finds
+                this copy, and ``whole.take_over`` may make it the only one.
 
         Raises:
             UsageError: chunks overlap or leave the file, or a transaction is under way.
@@ -388,12 +387,16 @@ class Store:
         source = self.disk.open(file)
         file_bytes = self.disk.size(source)
         check_chunks(chunks, file_bytes)
-        fresh = self._new_chunks(source, chunks)
+        check_chunks(sorted([*chunks, *known], key=itemgetter(0)), file_bytes)
+        fresh = new_chunks(
+            self.disk, self._pending, self.reader, self.db.record_row, source, chunks
+        )
+        listed = listed_chunks(fresh, known, self._row)
         self._owner.claim()
         pack = reserve_pack(self.db, self.owner)
         path = link_pack(self.layout, self.disk, self._files, source, pack)
         try:
-            table = encode_chunk_table(pack, file_bytes, fresh)
+            table = encode_chunk_table(pack, file_bytes, listed)
             table_id = self.put(RecordKind.CHUNK_TABLE, table)
         except BaseException:
             self.disk.unlink(path)
@@ -413,26 +416,20 @@ class Store:
         self._pending.verbatim[pack] = VerbatimPack(pack, file_bytes, table_id, ids)
         return pack
 
-    def _new_chunks(self, source: File, chunks: Sequence[tuple[int, Extent]]) -> list[TableChunk]:
-        """Return the chunks whose ids are free; compare the bytes of the others."""
-        fresh: dict[RecordId, TableChunk] = {}
-        for file_offset, extent in chunks:
-            identity, length = extent.chunk_id, extent.length
-            row = self._pending.rows.get(identity) or self.db.record_row(identity)
-            twin = fresh.get(identity)
-            if row is None and twin is None:
-                salt = self._pending.salts.get(identity, 0)
-                fresh[identity] = TableChunk(file_offset, length, salt, identity)
-                continue
-            payload = self.disk.pread(source, length, file_offset)
-            if row is not None:
-                equal = self.reader.equal(row, RecordKind.CHUNK, payload)
-            else:
-                assert twin is not None
-                equal = payload == self.disk.pread(source, twin.length, twin.file_offset)
-            if not equal:
-                raise lost_error([identity])
-        return list(fresh.values())
+    def chunk_table_of(self, txn: ReadTxn, pack: int) -> RecordId:
+        """Return the id of a verbatim pack's chunk table; the pack may be pending.
+
+        Raises:
+            MissingRecordError: there is no such verbatim pack (any more).
+        """
+        pending = self._pending.verbatim.get(pack)
+        if pending is not None:
+            return pending.chunk_table
+        row = txn.get(Table.PACKS, encode_pack_key(pack))
+        table_id = decode_pack_row(row).chunk_table if row is not None else None
+        if table_id is None:
+            raise MissingRecordError(f"verbatim pack {pack} is not in the store (any more)")
+        return table_id
 
     # --- reading -----------------------------------------------------------------------------
 
