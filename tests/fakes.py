@@ -270,6 +270,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.next_data(file, start)
 
+    def data_bytes(self, file: File, start: int, stop: int) -> int:
+        self._alive()
+        return self.inner.data_bytes(file, start, stop)
+
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         self._alive()
         return not self.full and self.inner.reserve(path, spare_bytes)

@@ -5,14 +5,14 @@ way to change anything.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dedupfs.errors import NotFoundError
 from dedupfs.format.keys import decode_free, decode_pack_key, decode_pack_row, unpack_record_row
 from dedupfs.format.pack import HEADER_BYTES
-from dedupfs.maintenance.release import Exclusive, Release
+from dedupfs.maintenance.forecast import Forecast
+from dedupfs.maintenance.release import Exclusive
 from dedupfs.model import PackKind, RecordId, RecordKind, TreeEntry
 from dedupfs.namespace.rows import decode_snapshot_row
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
@@ -107,11 +107,11 @@ def store_usage(store: Store) -> StoreUsage:
     with store.reading() as txn:
         _add_snapshots(store, txn, usage)
         usage.views = txn.count(Table.VIEWS)
-        release = Release(store, txn)
-        release.free_dead(RecordId(key) for key, _ in txn.scan(Table.DEAD))
-        usage.garbage_records = len(release.freed)
-        usage.garbage_bytes = release.stored_bytes
-        _add_records(txn, release.freed, usage)
+        forecast = Forecast(store, txn)
+        garbage = forecast.garbage
+        usage.garbage_records = garbage.records
+        usage.garbage_bytes = garbage.stored_bytes
+        _add_records(txn, forecast.garbage_records, usage)
         for key, row in txn.scan(Table.FREE):
             _pack, start, stop, punched = decode_free(key, row)
             if punched:
@@ -178,21 +178,13 @@ def _add_records(txn: ReadTxn, garbage: set[RecordId], usage: StoreUsage) -> Non
             usage.metadata_stored_bytes += stored
 
 
-def exclusive_bytes(store: Store, names: Iterable[str]) -> Exclusive:
-    """Return exactly what removing these snapshots together, and gc, would free.
+def exclusive_bytes(store: Store, names: Iterable[str], views: Iterable[str] = ()) -> Exclusive:
+    """Return exactly what removing these snapshots and views together, and gc, would free.
+
+    On top of what gc would free anyway.
 
     Raises:
-        NotFoundError: a snapshot does not exist.
+        NotFoundError: one does not exist. CorruptError: its row is damaged.
     """
     with store.reading() as txn:
-        release = Release(store, txn)
-        release.drop(_snapshot_records(store, txn, names))
-        return release.exclusive
-
-
-def _snapshot_records(store: Store, txn: ReadTxn, names: Iterable[str]) -> Iterator[RecordId]:
-    for name in dict.fromkeys(names):
-        row = txn.get(Table.SNAPSHOTS, name.encode("utf-8", "surrogateescape"))
-        if row is None:
-            raise NotFoundError(f"no snapshot {name!r} in {store.path}")
-        yield decode_snapshot_row(row)[1]
+        return Forecast(store, txn).exclusive(names, views)

@@ -227,6 +227,7 @@ class SnapshotCatalog:
                 tombstone = msgspec.structs.replace(info, revision=info.revision + 1, deleted=True)
                 tombstone_id = self._store.put(RecordKind.SNAPSHOT, encode_snapshot(tombstone))
                 txn.pin(TOMBSTONE_OWNER, tombstone_id)
+        self._store.packs.give_up_idle()  # or a gc by this process could not remove it
         return None
 
     @classmethod

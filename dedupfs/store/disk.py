@@ -190,6 +190,10 @@ class Disk(Protocol):
         """Return the first offset from ``start`` on that is in no known hole; None when none is."""
         ...
 
+    def data_bytes(self, file: File, start: int, stop: int) -> int:
+        """Return how many bytes of ``[start, stop)`` are in no known hole."""
+        ...
+
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         """Keep ``spare_bytes`` allocated behind the end of a file; False when the disk is full."""
         ...
@@ -394,6 +398,17 @@ class RealDisk:
             if exc.errno == errno.ENXIO:  # a hole up to the end, or start is behind it
                 return None
             raise _translate(exc, "cannot seek in", file.path) from exc
+
+    def data_bytes(self, file: File, start: int, stop: int) -> int:
+        found = 0
+        while start < stop:
+            data = self.next_data(file, start)
+            if data is None or data >= stop:
+                break
+            with _translated("cannot seek in", file.path):
+                start = min(stop, os.lseek(file.fd, data, os.SEEK_HOLE))
+            found += start - data
+        return found
 
     def reserve(self, path: Path, spare_bytes: int) -> bool:
         with _translated("cannot reserve", path):

@@ -292,6 +292,16 @@ class OpenPacks:
             self._writer = None
         return [writer.pack for writer in gone]
 
+    def give_up_idle(self) -> None:
+        """Let go of the pack that is appended to when all in it is committed.
+
+        Another process may go on with it then, and gc remove it when nothing lives in it.
+        """
+        writer = self._writer
+        if writer is not None and writer.stop == writer.committed_bytes:
+            self._writer = None
+            writer.close()
+
     def close(self) -> list[int]:
         """Cut off what is not committed and give every pack up; return their numbers."""
         writers = self._all()

@@ -77,8 +77,11 @@ def _command_line() -> str:
         return ""
 
 
-def is_dead(layout: Layout, disk: Disk, owner: bytes) -> bool:
-    """Whether the process that ``owner`` names has ended; its lock file is removed if so."""
+def is_dead(layout: Layout, disk: Disk, owner: bytes, *, tidy: bool = True) -> bool:
+    """Whether the process that ``owner`` names has ended; its lock file is removed if so.
+
+    Without ``tidy`` that stays.
+    """
     path = layout.owner_lock(owner)
     try:
         file = disk.open(path, write=True)
@@ -87,7 +90,8 @@ def is_dead(layout: Layout, disk: Disk, owner: bytes) -> bool:
     try:
         if not disk.lock(file):
             return False
-        disk.unlink(path)
+        if tidy:
+            disk.unlink(path)
         return True
     finally:
         file.close()

@@ -40,7 +40,8 @@ from dedupfs.store.whole import is_held
 
 log = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 4096
+PUNCH_ALIGN_BYTES = 4096
+"""What is punched begins and ends at multiples of it, so that no part of a block is zeroed."""
 _BEHIND_IDS = b"\xff" * (ID_BYTES + 1)
 
 
@@ -66,7 +67,7 @@ def release_dead_owners(store: Store) -> int:
         How many ended processes were found.
     """
     with store.reading() as txn:
-        owners = set(_pin_owners(txn))
+        owners = set(pin_owners(txn))
         making = {
             decode_pack_key(key[len(META_MAKING) :]): owner
             for key, owner in txn.scan(Table.META, prefix=META_MAKING)
@@ -103,7 +104,7 @@ def drop_half_made(store: Store) -> None:
                 changes.delete(Table.META, META_MAKING + encode_pack_key(pack))
 
 
-def _pin_owners(txn: ReadTxn) -> Iterator[bytes]:
+def pin_owners(txn: ReadTxn) -> Iterator[bytes]:
     """Yield each process that has pins, skipping over its pins."""
     start = OWNER_PREFIX
     while True:
@@ -309,8 +310,8 @@ def _write_free_headers(store: Store, file: File, ranges: list[_Range]) -> None:
 
 
 def _punch_blocks(store: Store, file: File, start: int, stop: int) -> None:
-    first = -(-start // _BLOCK_BYTES) * _BLOCK_BYTES
-    last = stop // _BLOCK_BYTES * _BLOCK_BYTES
+    first = -(-start // PUNCH_ALIGN_BYTES) * PUNCH_ALIGN_BYTES
+    last = stop // PUNCH_ALIGN_BYTES * PUNCH_ALIGN_BYTES
     if first < last and not store.disk.punch(file, first, last) and store.punches:
         store.punches = False
         log.info("file system without holes: space comes back by whole packs path=%s", file.path)

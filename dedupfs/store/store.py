@@ -72,10 +72,10 @@ class Store:
     Not usable in a forked child.
 
     Attributes:
-        path: the store's directory.
-        config: dedupfs.json.
+        path, config: the store's directory; dedupfs.json.
         chunker: cuts as every process of this store does.
         owner: names this process in ``Transaction.pin``; such pins die with the process.
+        packs: the record packs that this process appends to.
         punches: False once the file system has refused to punch a hole.
     """
 
@@ -94,14 +94,14 @@ class Store:
         self.owner = self._owner.name
         self._encoder = Encoder(config.compression)
         self._files = PackFiles(self.layout, disk)
-        self._packs = OpenPacks(self.layout, disk, self._files, db, config)
+        self.packs = OpenPacks(self.layout, disk, self._files, db, config)
         self._pending = Pending()
-        self.reader = Reader(disk, self._files, self.digest, self.rows, self._packs.read_unflushed)
+        self.reader = Reader(disk, self._files, self.digest, self.rows, self.packs.read_unflushed)
         self._committer = Committer(
             layout=self.layout,
             disk=disk,
             db=db,
-            packs=self._packs,
+            packs=self.packs,
             pending=self._pending,
             reader=self.reader,
             owner=self._owner,
@@ -244,7 +244,7 @@ class Store:
             raise UsageError(f"a {kind.name} record has at most {limit} bytes, not {len(payload)}")
         found = [] if kind == RecordKind.CHUNK else references(kind, bytes(payload))
         codec, stored = self._encoder.encode(payload)
-        writer = self._packs.writer(self._committer.active)
+        writer = self.packs.writer(self._committer.active)
         size = len(payload)
         offset = writer.append(kind, codec, salt, stored, size, identity)
         self._pending.rows[identity] = pack_record_row(
@@ -259,7 +259,7 @@ class Store:
     ) -> Location:
         """Append a record that the index has already; the caller changes its row (``mend``)."""
         codec, stored = self._encoder.encode(payload)
-        writer = self._packs.writer(self._committer.active)
+        writer = self.packs.writer(self._committer.active)
         offset = writer.append(kind, codec, salt, stored, len(payload), identity)
         return Location(kind, codec, salt, writer.pack, offset, len(stored), len(payload))
 
@@ -487,7 +487,7 @@ class Store:
         Otherwise ``reindex`` would find it. Within a transaction this reaches whatever was put in
         one.
         """
-        self._packs.drop_tails()
+        self.packs.drop_tails()
 
     def drop_pending(self) -> None:
         """Forget everything put since the last transaction, as if the process had ended.

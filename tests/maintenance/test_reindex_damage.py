@@ -186,7 +186,7 @@ def test_strange_files_among_the_packs_do_no_harm(
 
 def append_record(store: Store, kind: RecordKind, payload: bytes) -> Path:
     """Append a record with sound checksums, whatever its payload: as a hostile program would."""
-    writer = store._packs.writer(None)
+    writer = store.packs.writer(None)
     identity = store.digest(kind, payload)
     writer.append(kind, Codec.RAW, 0, payload, len(payload), identity)
     writer.sync()
