@@ -26,6 +26,7 @@ from dedupfs.namespace.rows import (
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
 from dedupfs.namespace.views import EPHEMERAL_PREFIX, view_directory, view_owner
 from dedupfs.store import ReadTxn, Store, Table
+from dedupfs.store.inventory import indexed_packs
 from dedupfs.store.owner import is_dead
 from dedupfs.store.space import pin_owners
 
@@ -187,6 +188,9 @@ class Forecast:
                 self._drop_pins(garbage, view_owner_key(row.view_id))
                 files += view_files(store.path, name)
         garbage.free_dead(RecordId(key) for key, _ in txn.scan(Table.DEAD))
+        for _pack, pack_row in indexed_packs(txn):
+            if not pack_row.live_bytes and pack_row.chunk_table is not None:
+                garbage.drop_pin(pack_row.chunk_table, 1)  # a gc was stopped before it went
         self._garbage_records = len(garbage.freed)
         self._garbage_stored_bytes = garbage.stored_bytes
         if not garbage.unreadable_snapshot:  # else tombstones are needed on
