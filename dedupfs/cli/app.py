@@ -28,7 +28,7 @@ SECTIONS: dict[str, Section] = {
         "mount": (MOUNTS, "Mount a view of a store."),
         "umount": (MOUNTS, "Unmount and wait until all is put away."),
         "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
-        "view": (MOUNTS, "List and remove the views of a store."),
+        "view": (MOUNTS, "List, compare and remove the views of a store."),
     },
     "Snapshots": {
         "ls": (BROWSING, "List snapshots, or a directory of one."),

@@ -282,27 +282,34 @@ def diff(
     from dedupfs.namespace.trees import TreeReader
     from dedupfs.transfer.compare import Side, compare
 
-    differs = False
     with open_store(store) as opened:
         reader = TreeReader(opened)
         sides = [
             Side(place.info.root, place.entry)
             for place in (find_place(opened, reader, text) for text in (before, after))
         ]
-
-        def differences() -> Iterator["Difference"]:
-            nonlocal differs
-            for difference in compare(opened, sides[0], sides[1], reader=reader):
-                differs = True
-                yield difference
-
-        if as_json:
-            output.print_json_array(_difference_json(found) for found in differences())
-        else:
-            for found in differences():
-                output.print_line(_difference_line(found))
+        found = compare(opened, sides[0], sides[1], reader=reader)
+        differs = print_differences(found, as_json=as_json)
     if differs and exit_code:
         ctx.exit(1)
+
+
+def print_differences(differences: Iterable["Difference"], *, as_json: bool) -> bool:
+    """Print differences as they come; return whether there was one."""
+    differs = False
+
+    def passing() -> Iterator["Difference"]:
+        nonlocal differs
+        for found in differences:
+            differs = True
+            yield found
+
+    if as_json:
+        output.print_json_array(_difference_json(found) for found in passing())
+    else:
+        for found in passing():
+            output.print_line(_difference_line(found))
+    return differs
 
 
 def _difference_json(found: "Difference") -> dict[str, output.Json]:

@@ -1,4 +1,4 @@
-"""Commands around live views: mount, umount, commit, view list and view rm.
+"""Commands around live views: mount, umount, commit, view.
 
 Knows how to ask for things, not how they are done; FUSE is imported by the process that mounts
 alone. Specified in docs/cli.md.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from dedupfs.cli import background, output
+from dedupfs.cli import background, changes, output
 from dedupfs.cli.arguments import parse_tags
 from dedupfs.errors import MountError, UsageError
 from dedupfs.fuse import mountpoints
@@ -236,7 +236,7 @@ def _commit_live(daemon: live.Daemon, request: live.Commit) -> live.Committed:
 
 @click.group()
 def view() -> None:
-    """List and remove the views of a store."""
+    """List, compare and remove the views of a store."""
 
 
 @view.command("list")
@@ -305,5 +305,7 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
                 remove_view(opened, name)
             output.print_line(f"{'would remove' if dry_run else 'removed'} view {name}")
 
+
+view.add_command(changes.diff)
 
 COMMANDS: list[click.Command] = [mount, umount, commit, view]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -283,6 +284,43 @@ def test_views_are_listed_and_removed(place: Place) -> None:
     place.dedupfs("umount", "mnt")
 
 
+def test_view_diff_shows_what_was_written_a_moment_ago(place: Place) -> None:
+    data = place.directory / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "a.txt").write_text("hello\n")
+    (data / "sub" / "b.bin").write_bytes(b"b" * 5000)
+    place.dedupfs("init", "store")
+    place.dedupfs("import", "store", "data", "one")
+    place.dedupfs("clone", "store", "one", "two")
+    mnt = place.mountpoint()
+    place.dedupfs("mount", "store", "mnt")
+    (mnt / "one" / "a.txt").write_text("hello world\n")
+    (mnt / "one" / "sub" / "b.bin").unlink()
+    (mnt / "new").mkdir()
+    (mnt / "new" / "file").write_bytes(b"x" * 200_000)
+    shutil.rmtree(mnt / "two")
+    with (mnt / "one" / "open").open("wb") as file:
+        file.write(b"still open" * 100_000)
+        live = place.dedupfs("view", "diff", "store", "default").splitlines()
+    place.dedupfs("umount", "mnt")
+    assert live == [
+        "+ new/",
+        "+ new/file",
+        "M one/a.txt (6 B -> 12 B)",
+        "+ one/open",
+        "- one/sub/b.bin",
+        "- two/",
+    ]
+    assert place.dedupfs("view", "diff", "store", "default").splitlines() == live
+    found = json.loads(place.dedupfs("view", "diff", "store", "default", "--json"))
+    assert [(item["kind"], item["path"]) for item in found][:2] == [
+        ("added", "new"),
+        ("added", "new/file"),
+    ]
+    assert found[2]["before"]["size"] == 6
+    assert "no view 'none'" in place.dedupfs("view", "diff", "store", "none", code=1)
+
+
 def test_a_view_with_the_longest_name(place: Place) -> None:
     name = "v" * 255
     mnt = place.mountpoint()
@@ -294,7 +332,8 @@ def test_a_view_with_the_longest_name(place: Place) -> None:
 
 
 def test_help_shows_an_example() -> None:
-    for command in (["mount"], ["umount"], ["commit"], ["view", "list"], ["view", "rm"]):
+    views = [["view", command] for command in ("list", "diff", "rm")]
+    for command in (["mount"], ["umount"], ["commit"], *views):
         done = subprocess.run(
             [sys.executable, "-m", "dedupfs", *command, "--help"],
             cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=TIMEOUT_S,
