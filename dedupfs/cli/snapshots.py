@@ -5,7 +5,8 @@ Specified in docs/cli.md.
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,24 +135,34 @@ def rename(store: Path, snapshot: str, name: str) -> None:
 @click.command()
 @STORE
 @snapshot_argument("snapshot", "SNAPSHOT[:PATH]")
-@click.argument("name", metavar="NAME|DIRECTORY")
-def clone(store: Path, snapshot: str, name: str) -> None:
+@click.argument("names", metavar="NAME|DIRECTORY...", nargs=-1, required=True)
+def clone(store: Path, snapshot: str, names: tuple[str, ...]) -> None:
     """Make NAME, a second snapshot with the content of SNAPSHOT, at once and at no cost.
 
     A DIRECTORY (with a slash) is a new one in a writable mount, which is then a clone of its own.
+    Of several the first that cannot be made ends it; those before it stay.
 
     \b
     Examples:
       dedupfs clone store/ step-1000 before-cleanup
       dedupfs clone store/ step-1000 /workspace/ckpts/run7
+      dedupfs clone store/ nightly /mnt/test-{1..20}
     """
-    if "/" in name:
-        _clone_in_mount(store, snapshot, Path(name))
-        return
+    for is_directory, several in groupby(names, lambda name: "/" in name):
+        if is_directory:
+            for name in several:
+                _clone_in_mount(store, snapshot, Path(name))
+        else:
+            _clone_in_catalogue(store, snapshot, several)
+
+
+def _clone_in_catalogue(store: Path, snapshot: str, names: Iterable[str]) -> None:
     from dedupfs.namespace.snapshots import SnapshotCatalog
 
     with open_store(store) as opened:
-        SnapshotCatalog(opened).clone(snapshot, name)
+        catalog = SnapshotCatalog(opened)
+        for name in names:
+            catalog.clone(snapshot, name)
 
 
 def _clone_in_mount(store: Path, source: str, directory: Path) -> None:

@@ -358,7 +358,7 @@ def test_another_selection_takes_over_nothing_wrong(
     make_known(source)
     changes = Changes(source, chance)
     done: list[str] = []
-    for step in range(scale(30, 1_000)):
+    for step in range(scale(30, 300)):
         if chance.random() < 0.5:
             done.append(changes.step())
         if chance.random() < 0.3:
