@@ -16,6 +16,7 @@ TRANSFERS = "dedupfs.cli.transfers"
 STORES = "dedupfs.cli.stores"
 MOUNTS = "dedupfs.cli.mounts"
 PRUNE = "dedupfs.cli.prune"
+REPORT = "dedupfs.cli.report"
 
 Section = dict[str, tuple[str, str]]
 
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
         "init": (STORES, "Make an empty store."),
         "stats": (STORES, "Show what a store holds and takes."),
         "du": (STORES, "Show what each snapshot takes."),
+        "report": (REPORT, "Draw a store as one HTML page."),
         "gc": (STORES, "Free the space of what nothing refers to."),
         "check": (STORES, "Verify that index, packs and trees agree."),
         "scrub": (STORES, "Read everything and verify each byte."),

@@ -1,0 +1,303 @@
+"""All numbers of a store that a person may want to look at, gathered for the report and its JSON.
+
+Knows no HTML and no terminal. Everything comes from walkers of its own kind; what cannot be counted
+is told in ``gaps``. Changes nothing, and holds no state of the index for long: beside others it is
+a picture of some seconds, not of one moment.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dedupfs.errors import StoreError
+from dedupfs.format.tree import decode_view_root
+from dedupfs.maintenance.largest import (
+    LargeDirectory,
+    Largest,
+    largest_directories,
+    largest_files,
+)
+from dedupfs.maintenance.retention import Candidate, Last, Moment, Periodic, Policy, decide
+from dedupfs.maintenance.sharing import (
+    Gap,
+    Holder,
+    OnProgress,
+    Sharing,
+    measure_sharing,
+    pins_by_owner,
+)
+from dedupfs.maintenance.usage import StoreUsage, disk_usage, store_usage
+from dedupfs.model import RecordKind, SnapshotInfo, TreeEntry
+from dedupfs.namespace.rows import (
+    TOMBSTONE_OWNER,
+    ViewRow,
+    decode_snapshot_row,
+    decode_view_row,
+    view_owner_key,
+)
+from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
+from dedupfs.namespace.views import view_directory, view_owner
+from dedupfs.store import Store, Table
+
+MATRIX_MAX = 60
+"""How many snapshots and views the matrix compares; of more, the newest ones."""
+FILES_MAX = 20
+DIRECTORIES_MAX = 30
+PRUNES: tuple[tuple[str, Policy], ...] = (
+    *((f"--keep-last {n}", Policy((Last(n),))) for n in (1, 2, 5, 10, 20, 50, 100)),
+    (
+        "--keep-last 3 --keep-daily 7 --keep-weekly 4",
+        Policy((Last(3), Periodic("daily", 7), Periodic("weekly", 4))),
+    ),
+)
+"""The prunes that are played through, as far as they remove anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class HolderSpace:
+    """What a snapshot or a view takes; all sizes in bytes.
+
+    ``reached_bytes``: stored, of all records that it reaches; of these ``exclusive_bytes`` are
+    freed when it alone goes, and ``new_bytes`` are in no older snapshot (views come last).
+    ``own_bytes``: a view's files that are not in packs. ``mounted_on``: where, if it is.
+    """
+
+    kind: str
+    name: str
+    created_ns: int
+    entries: int
+    logical_bytes: int
+    reached_bytes: int
+    exclusive_bytes: int
+    new_bytes: int
+    own_bytes: int = 0
+    pinned: bool = False
+    source: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    base: str = ""
+    owner_pid: int | None = None
+    mounted_on: str = ""
+
+    @property
+    def shared_bytes(self) -> int:
+        """What others hold as well, so that it stays when this one goes."""
+        return self.reached_bytes - self.exclusive_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The store as it was when a snapshot had been made, counting what is still there."""
+
+    name: str
+    created_ns: int
+    logical_bytes: int
+    stored_bytes: int
+    new_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """``rows[a][b]``: stored bytes that both reach. ``left_off``: how many are not compared."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    left_off: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """What a rule would remove and, exactly, free."""
+
+    rule: str
+    kept: int
+    removed: tuple[str, ...]
+    freed_bytes: int
+
+
+@dataclass(slots=True)
+class Overview:
+    """Everything. ``spaces`` has snapshots in the order they were made, then views by name."""
+
+    store_path: str
+    made_ns: int
+    seconds: float
+    usage: StoreUsage
+    spaces: list[HolderSpace] = field(default_factory=list)
+    growth: list[Growth] = field(default_factory=list)
+    matrix: Matrix = Matrix((), (), ())
+    prunes: list[Prune] = field(default_factory=list)
+    largest: Largest = field(default_factory=Largest)
+    directories_of: str = ""
+    directories: list[LargeDirectory] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    gap_count: int = 0
+
+
+@dataclass(slots=True)
+class _Found:
+    """Snapshots, oldest first, and views, as of one moment; each at the number of its holder."""
+
+    snapshots: list[SnapshotInfo] = field(default_factory=list)
+    views: list[ViewRow] = field(default_factory=list)
+    holders: list[Holder] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+
+
+def take_overview(store: Store, progress: OnProgress | None = None) -> Overview:
+    """Look at everything in a store once."""
+    begun_s = time.monotonic()
+    made_ns = time.time_ns()
+    found = _find_holders(store)
+    overview = Overview(str(store.path), made_ns, 0.0, store_usage(store), gaps=found.gaps)
+    sharing = measure_sharing(store, found.holders, progress)
+    trees = TreeReader(store)
+    overview.spaces = list(_spaces(store, trees, found, sharing))
+    overview.growth = _growth(overview.spaces)
+    overview.matrix = _matrix(overview.spaces, sharing)
+    overview.prunes = list(_prunes(found.snapshots, sharing, made_ns))
+    newest_first = found.snapshots[::-1]
+    overview.largest = largest_files(trees, newest_first, FILES_MAX)
+    if newest_first:
+        overview.directories_of = newest_first[0].name
+        overview.directories = largest_directories(trees, newest_first[0].root, DIRECTORIES_MAX)
+    overview.gap_count = len(found.gaps) + sharing.gap_count
+    overview.gaps += sharing.gaps
+    overview.seconds = time.monotonic() - begun_s
+    return overview
+
+
+def _find_holders(store: Store) -> _Found:
+    found = _Found()
+    snapshots: list[tuple[SnapshotInfo, Holder]] = []
+    with store.reading() as txn:
+        for key, row in txn.scan(Table.SNAPSHOTS):
+            try:
+                info, record_id = decode_snapshot_row(row)
+            except StoreError as exc:
+                found.gaps.append(Gap(f"the row of snapshot {_text(key)}: {exc}", ()))
+            else:
+                snapshots.append((info, Holder("snapshot", info.name, (record_id,))))
+        pins = pins_by_owner(txn)
+        views: list[tuple[ViewRow, Holder]] = []
+        for key, row in txn.scan(Table.VIEWS):
+            try:
+                view = decode_view_row(row)
+            except StoreError as exc:
+                found.gaps.append(Gap(f"the row of view {_text(key)}: {exc}", ()))
+            else:
+                owner = view_owner_key(view.view_id)
+                roots = (view.root_id, *pins.pop(owner, ()))
+                views.append((view, Holder("view", view.name, roots)))
+    snapshots.sort(key=lambda pair: (pair[0].sequence, pair[0].name))
+    found.snapshots = [info for info, _ in snapshots]
+    found.views = [view for view, _ in views]
+    found.holders = [holder for _, holder in (*snapshots, *views)]
+    pins.pop(TOMBSTONE_OWNER, None)
+    for owner, record_ids in sorted(pins.items()):
+        found.holders.append(Holder("other", os.fsdecode(owner), record_ids))
+    return found
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
+
+
+def _spaces(
+    store: Store, trees: TreeReader, found: _Found, sharing: Sharing
+) -> Iterable[HolderSpace]:
+    reached, new = sharing.reached(), sharing.first_in()
+    for number, info in enumerate(found.snapshots):
+        yield HolderSpace(
+            "snapshot",
+            info.name,
+            info.created_ns,
+            info.root.count,
+            _logical_bytes(trees, info.root),
+            reached[number].stored_bytes,
+            sharing.only_in([number]).stored_bytes,
+            new[number].stored_bytes,
+            pinned=info.pinned,
+            source=info.source,
+            tags=tuple(sorted(info.tags.items())),
+        )
+    for number, view in enumerate(found.views, start=len(found.snapshots)):
+        root = _view_root(store, view)
+        owner = view_owner(store, view.name)
+        yield HolderSpace(
+            "view",
+            view.name,
+            view.created_ns,
+            root.count if root is not None else 0,
+            _logical_bytes(trees, root) if root is not None else 0,
+            reached[number].stored_bytes,
+            sharing.only_in([number]).stored_bytes,
+            new[number].stored_bytes,
+            disk_usage(view_directory(store.path, view.name)).disk_bytes,
+            base=view.base,
+            owner_pid=owner.pid if owner is not None else None,
+            mounted_on=owner.mountpoint if owner is not None else "",
+        )
+
+
+def _view_root(store: Store, view: ViewRow) -> TreeEntry | None:
+    try:
+        return decode_view_root(store.get(view.root_id, RecordKind.VIEW_ROOT)).root
+    except StoreError:
+        return None  # folded meanwhile, or damaged: then the walk has told
+
+
+def _logical_bytes(trees: TreeReader, root: TreeEntry) -> int:
+    """Return the bytes of all files below a root, a hard-linked one once."""
+    links_id = links_id_of(root)
+    if links_id is None:
+        return root.size
+    ignore: Callable[[StoreError], None] = lambda _error: None  # noqa: E731  the walk has told
+    linked = sum(inode.size for inode in trees.sound_entries(links_id, ignore) if inode.is_file)
+    return linked + sum(
+        entry.size
+        for entry in trees.sound_entries(tree_id_of(root), ignore)
+        if entry.is_directory or (entry.is_file and not entry.is_link)
+    )
+
+
+def _growth(spaces: Sequence[HolderSpace]) -> list[Growth]:
+    points = []
+    logical_bytes = stored_bytes = 0
+    for space in spaces:
+        if space.kind == "snapshot":
+            logical_bytes += space.logical_bytes
+            stored_bytes += space.new_bytes
+            points.append(
+                Growth(space.name, space.created_ns, logical_bytes, stored_bytes, space.new_bytes)
+            )
+    return points
+
+
+def _matrix(spaces: Sequence[HolderSpace], sharing: Sharing) -> Matrix:
+    """Compare all, or the newest of them; views count as newer than snapshots."""
+    numbers = range(max(0, len(spaces) - MATRIX_MAX), len(spaces))
+    return Matrix(
+        tuple(spaces[number].name for number in numbers),
+        tuple(spaces[number].kind for number in numbers),
+        tuple(map(tuple, sharing.matrix(numbers))),
+        len(spaces) - len(numbers),
+    )
+
+
+def _prunes(snapshots: Sequence[SnapshotInfo], sharing: Sharing, now_ns: int) -> Iterable[Prune]:
+    """Play the rules through, in the time zone of this process as ``prune`` does."""
+    candidates = [
+        Candidate(info.name, info.created_ns, info.sequence, info.tags, info.pinned)
+        for info in snapshots
+    ]
+    for rule, policy in PRUNES:
+        decisions = decide(policy, candidates, Moment(now_ns))
+        removed = tuple(d.candidate.name for d in decisions if not d.stays)
+        if not removed:
+            continue
+        freed = sharing.only_in(
+            number for number, info in enumerate(snapshots) if info.name in removed
+        )
+        yield Prune(rule, len(decisions) - len(removed), removed, freed.stored_bytes)
