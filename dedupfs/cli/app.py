@@ -17,6 +17,7 @@ STORES = "dedupfs.cli.stores"
 MOUNTS = "dedupfs.cli.mounts"
 PRUNE = "dedupfs.cli.prune"
 REPORT = "dedupfs.cli.report"
+DEDUPE = "dedupfs.cli.dedupe"
 
 Section = dict[str, tuple[str, str]]
 
@@ -24,6 +25,7 @@ SECTIONS: dict[str, Section] = {
     "In and out": {
         "import": (TRANSFERS, "Make a snapshot of a directory."),
         "export": (TRANSFERS, "Restore a snapshot to a directory or a tar stream."),
+        "dedupe": (DEDUPE, "Replace equal files of a directory by links to one copy."),
     },
     "Mounts and views": {
         "mount": (MOUNTS, "Mount a view of a store."),

@@ -362,11 +362,12 @@ class Store:
         chunks: Sequence[tuple[int, Extent]],
         *,
         known: Sequence[tuple[int, Extent]] = (),
+        mode: int = 0o400,
     ) -> int:
         """Make a finished file a verbatim pack, without copying it; return the pack's number.
 
         The file (regular, on the store's file system, never written to again) gets a second name
-        under packs/ and mode 0400; the caller removes its own name after the transaction that
+        under packs/ and ``mode``; the caller removes its own name after the transaction that
         commits this. What no chunk covers should be holes.
 
         Args:
@@ -376,11 +377,11 @@ class Store:
             known: the same of chunks that the store has elsewhere and whose bytes the file holds,
                 too, as the caller has made sure: listed in the chunk table, so that reindex finds
                 this copy, and ``whole.take_over`` may make it the only one.
+            mode: with no write permission for anybody.
 
         Raises:
             UsageError: chunks overlap or leave the file, or a transaction is under way.
-            MissingRecordError: an id names other bytes by now (a crafted collision); nothing is
-                changed, ``put`` the chunks one by one instead.
+            MissingRecordError: an id names other bytes by now (crafted): ``put`` them one by one.
         """
         if self._committer.active is not None:
             raise UsageError("put_verbatim inside a transaction")
@@ -394,7 +395,7 @@ class Store:
         listed = listed_chunks(fresh, known, self._row)
         self._owner.claim()
         pack = reserve_pack(self.db, self.owner)
-        path = link_pack(self.layout, self.disk, self._files, source, pack)
+        path = link_pack(self.layout, self.disk, self._files, source, pack, mode)
         try:
             table = encode_chunk_table(pack, file_bytes, listed)
             table_id = self.put(RecordKind.CHUNK_TABLE, table)

@@ -93,11 +93,13 @@ def reserve_pack(db: Database, owner: bytes) -> int:
     return pack
 
 
-def link_pack(layout: Layout, disk: Disk, files: PackFiles, file: File, pack: int) -> Path:
+def link_pack(
+    layout: Layout, disk: Disk, files: PackFiles, file: File, pack: int, mode: int = 0o400
+) -> Path:
     """Give a finished file its name as a verbatim pack, durably; return that name."""
     path = layout.pack(pack, PackKind.VERBATIM)
     files.make_directory(path)
-    disk.chmod(file.path, 0o400)
+    disk.chmod(file.path, mode)
     disk.fsync(file)
     if disk.link_count(path):
         raise older_index(path)

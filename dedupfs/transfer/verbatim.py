@@ -44,7 +44,7 @@ class LargeFile:
         self._size = 0
         self.is_poured = False
         """Whether what is new goes to the record pack; then all extents so far are stored."""
-        self._path = store.path / "run" / f"{_PREFIX}{store.owner.hex()}{_SUFFIX}"
+        self._path = temporary_path(store)
         self._fd = -1
         self._syncer: _Syncer | None = None
         self._write_flags = uncached_flags()
@@ -274,11 +274,17 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise kind(f"{path}: {exc.strerror}") from exc
 
 
+def temporary_path(store: Store) -> Path:
+    """Return the name in the store of the one file that this process is making into a pack."""
+    return store.path / "run" / f"{_PREFIX}{store.owner.hex()}{_SUFFIX}"
+
+
 def remove_stale_files(store: Store) -> None:
     """Remove the temporary files of imports that died: nobody holds their lock any more."""
     for path in (store.path / "run").glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            # Not for writing: it may be a file that somebody is just adopting.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 flock(fd, LOCK_EX | LOCK_NB)
                 path.unlink()

@@ -1,0 +1,1 @@
+"""Snapshots and duplicates as files outside of a mount: links to packs, and what keeps them."""

@@ -1,0 +1,386 @@
+"""A directory's duplicate files -> links to one copy in the store. The one place that orders steps.
+
+1. Scan: which files are equal (``dedupe_scan``). 2. Take: a pack for each content, held by the
+registration of the directory (``dedupe_take``). 3. Record: a snapshot of every file as it was, and
+the manifest that says where it is. 4. Replace: file by file (``dedupe_replace``), each compared
+with its pack first. So before the first file goes the store has its bytes, durably, and knows what
+to give back; a run that ends anywhere is gone on with by the next, or undone.
+Source: docs/architecture.md, "Dedupe".
+"""
+
+import os
+import re
+import secrets
+import stat
+import time
+from collections import Counter
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.checkout.dedupe_leftovers import remove_leftovers
+from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
+from dedupfs.checkout.dedupe_replace import Replacer
+from dedupfs.checkout.dedupe_scan import (
+    MIN_BYTES,
+    Found,
+    Group,
+    Inode,
+    Scanner,
+    Why,
+    opened_below,
+    opened_directory,
+)
+from dedupfs.checkout.dedupe_snapshot import Taken, put_root
+from dedupfs.checkout.dedupe_state import (
+    KIND,
+    find_deduped,
+    held_packs,
+    is_in_place,
+    links_of,
+    pack_path,
+    put_snapshot,
+    taken_before,
+)
+from dedupfs.checkout.dedupe_take import Link, Taker, Target, WholeFiles, whole_files
+from dedupfs.errors import UsageError
+from dedupfs.format.manifest import Manifest, Shown
+from dedupfs.model import TreeEntry
+from dedupfs.namespace.checkouts import Registration, begin_checkout, open_checkout
+from dedupfs.namespace.rows import check_name
+from dedupfs.store import Store
+from dedupfs.transfer.adoption import adopted_mode
+from dedupfs.transfer.builder import object_entry
+from dedupfs.transfer.metadata import Xattrs, read_xattrs
+from dedupfs.transfer.report import OnProblem, OnProgress, Problem, Problems, Progress
+from dedupfs.transfer.scan import FileKey
+from dedupfs.transfer.verbatim import remove_stale_files
+
+
+@dataclass(frozen=True, slots=True)
+class DedupeOptions:
+    """How a directory is deduped. ``name``: of the snapshot; by default the directory's own."""
+
+    link: Link = Link.AUTO
+    min_bytes: int = MIN_BYTES
+    name: str | None = None
+    ignore_attributes: bool = False
+
+
+@dataclass(slots=True)
+class DedupeReport:
+    """What a dedupe did. ``kept``: files that were replaced before and still are."""
+
+    found: Found
+    link: Link
+    snapshot: str = ""
+    number: int = 0
+    replaced: int = 0
+    kept: int = 0
+    freed_bytes: int = 0
+    other_times: int = 0
+    """Hard links that show the time of the copy that stays, not their own."""
+    seconds: float = 0.0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def plan(
+    store: Store,
+    directory: Path,
+    options: DedupeOptions,
+    progress: OnProgress | None = None,
+) -> Found:
+    """Say what ``dedupe`` would find; nothing is changed, neither there nor in the store."""
+    top = Path(os.path.realpath(directory))
+    with opened_directory(top) as top_fd:
+        return _scan(store, top, top_fd, options, whole_files(store), progress)
+
+
+def _scan(
+    store: Store,
+    top: Path,
+    top_fd: int,
+    options: DedupeOptions,
+    known: WholeFiles,
+    progress: OnProgress | None,
+    half_done: Container[FileKey] = (),
+) -> Found:
+    scanner = Scanner(
+        store,
+        top,
+        min_bytes=options.min_bytes,
+        known=known.paths,
+        packs=known.inodes,
+        half_done=half_done,
+        progress=progress,
+    )
+    return scanner.run(top_fd)
+
+
+def dedupe(
+    store: Store,
+    directory: Path,
+    options: DedupeOptions | None = None,
+    *,
+    progress: OnProgress | None = None,
+    on_problem: OnProblem | None = None,
+) -> DedupeReport:
+    """Replace the duplicates below a directory.
+
+    What stays as it is, and why, is in the result's ``problems`` (``on_problem`` hears at once).
+
+    Raises:
+        UsageError: the directory and the store lie in each other, a link that cannot be made here.
+        SourceError: the directory cannot be read. StoreError: the store failed; run it again.
+    """
+    started = time.monotonic()
+    options = options or DedupeOptions()
+    if options.name is not None:
+        check_name(options.name)
+    top = Path(os.path.realpath(directory))
+    remove_stale_files(store)
+    with opened_directory(top) as top_fd:
+        known = whole_files(store)
+        notes = ModeNotes(store, top)
+        half_done = give_modes_back(top_fd, notes, known.inodes)
+        found = _scan(store, top, top_fd, options, known, progress, half_done)
+        report = DedupeReport(found, options.link, problems=list(found.skipped))
+        remove_leftovers(store, top_fd, Problems(report.problems, on_problem), found.leftovers)
+        before = find_deduped(store, top)
+        if before is not None or any(group.duplicates for group in found.groups):
+            with _registered(store, before) as registration:
+                run = _Run(store, registration, top, top_fd, half_done, options, report, on_problem)
+                run.take(known, notes, progress)
+                run.record(notes)
+                run.replace(progress)
+                run.finish()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _registered(store: Store, before: Manifest | None) -> Registration:
+    return begin_checkout(store) if before is None else open_checkout(store, before.number)
+
+
+class _Run:
+    """One run, after the scan."""
+
+    def __init__(
+        self,
+        store: Store,
+        registration: Registration,
+        top: Path,
+        top_fd: int,
+        half_done: dict[FileKey, int],
+        options: DedupeOptions,
+        report: DedupeReport,
+        on_problem: OnProblem | None,
+    ) -> None:
+        self._store = store
+        self._registration = registration
+        self._top = top
+        self._top_fd = top_fd
+        self._options = options
+        self._report = report
+        self._problems = Problems(report.problems, on_problem)
+        self._half_done = half_done
+        self._kept: list[Taken] = []
+        self._work: list[tuple[Inode, list[Taken]]] = []
+        report.number = registration.number
+        report.link = self._link()
+
+    def _link(self) -> Link:
+        """Return how files become links: as they did last time."""
+        manifest = self._registration.manifest
+        shown = (manifest.next or manifest.now) if manifest is not None else None
+        if shown is None:
+            return self._options.link
+        before = Link(shown.link)
+        if self._options.link not in (Link.AUTO, before):
+            raise UsageError(
+                f"{self._top} was deduped with --link {before}; use that, or --undo it first"
+            )
+        return before
+
+    def take(self, known: WholeFiles, notes: ModeNotes, progress: OnProgress | None) -> None:
+        """Have a pack for every group that has duplicates; keep what was done before."""
+        for one in taken_before(self._store, self._registration.manifest):
+            if is_in_place(self._store, self._top_fd, one, self._report.link):
+                self._kept.append(one)
+        self._report.kept = len(self._kept)
+        groups = [group for group in self._report.found.groups if group.duplicates]
+        done = Progress(bytes_total=sum(group.size for group in groups))
+
+        def on_bytes(length: int) -> None:
+            done.bytes_done += length
+            if progress is not None:
+                progress(done)
+
+        taker = Taker(
+            self._store,
+            self._registration.owner,
+            self._top_fd,
+            self._report.link,
+            known,
+            notes,
+            self._problems,
+            on_bytes,
+        )
+        for group in groups:
+            if self._report.link in (Link.AUTO, Link.HARDLINK):
+                self._put_usual_first(group)
+            done.path = group.inodes[0].paths[0]
+            target = taker.take(group)
+            if target is not None:
+                self._take_group(group, target, taker.link)
+        self._report.link = taker.link
+
+    def _put_usual_first(self, group: Group) -> None:
+        """Let the copy that stays be one that most of the files look like."""
+        if self._options.ignore_attributes:
+            return
+        looks: dict[FileKey, object] = {}
+        for inode in group.inodes:
+            with suppress(OSError), opened_below(self._top_fd, inode.paths[0]) as fd:
+                status = inode.status
+                mode = adopted_mode(status.st_mode)
+                looks[inode.key] = (mode, status.st_uid, status.st_gid, read_xattrs(fd))
+        counts = Counter(looks.values())
+        group.inodes.sort(key=lambda inode: -counts[looks.get(inode.key)])
+
+    def _take_group(self, group: Group, target: Target, link: Link) -> None:
+        pack = pack_path(self._store, target.pack)
+        for inode in group.inodes:
+            if inode.key in group.shared:
+                continue
+            try:
+                with opened_below(self._top_fd, inode.paths[0]) as fd:
+                    entry = self._entry(inode, read_xattrs(fd), target)
+                    if link is Link.HARDLINK and not self._fits(fd, entry, pack):
+                        self._problems.add(inode.paths[0], Why.ATTRIBUTES)
+                        continue
+            except OSError as exc:
+                self._problems.add_os_error(inode.paths[0], "stays as it is", exc)
+                continue
+            linked = inode.key if len(inode.paths) > 1 else None
+            names = [Taken(path, entry, target.pack, linked) for path in inode.paths]
+            self._work.append((inode, names))
+            if link is Link.HARDLINK and entry.mtime_ns != os.stat(pack).st_mtime_ns:
+                self._report.other_times += len(names)
+
+    def _entry(self, inode: Inode, xattrs: Xattrs, target: Target) -> TreeEntry:
+        """Return what the file was before anything was done to it."""
+        status = inode.status
+        entry = object_entry(b"", status, xattrs, target.content, inode.size, target.hole_bytes)
+        mode = self._half_done.get(inode.key, status.st_mode)
+        return msgspec.structs.replace(entry, mode=mode, atime_ns=status.st_atime_ns)
+
+    def _fits(self, fd: int, entry: TreeEntry, pack: Path) -> bool:
+        """Whether the pack's inode can stand for this file; make it so if nobody else uses it."""
+        if os.path.samestat(os.fstat(fd), os.stat(pack)) or self._options.ignore_attributes:
+            return True
+        with pack.open("rb") as file:
+            if os.fstat(file.fileno()).st_nlink == 1:
+                dress_pack(file.fileno(), entry)
+            status = os.fstat(file.fileno())
+            shown = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+            wanted = (adopted_mode(entry.mode), entry.uid, entry.gid)
+            return shown == wanted and read_xattrs(file.fileno()) == entry.xattrs
+
+    # --- record and replace -------------------------------------------------------------------
+
+    def record(self, notes: ModeNotes) -> None:
+        """Say durably what every file was, and which pack has its bytes."""
+        taken = self._all()
+        if not taken:
+            return
+        root = put_root(self._store, self._top_fd, taken)
+        self._registration.hold([root], {one.pack for one in taken})
+        manifest = self._manifest()
+        links = dict([*manifest.links, *links_of(taken)])
+        packs = {held.pack: held for held in (*manifest.packs, *held_packs(self._store, taken))}
+        before = manifest.next or manifest.now
+        name, sequence = (before.snapshot, before.sequence) if before is not None else ("", 0)
+        self._registration.save(
+            msgspec.structs.replace(
+                manifest,
+                next=Shown(name, sequence, b"", root, str(self._report.link)),
+                packs=tuple(packs.values()),
+                links=tuple(sorted(links.items())),
+            )
+        )
+        notes.clear()
+
+    def _manifest(self) -> Manifest:
+        manifest = self._registration.manifest
+        if manifest is not None:
+            return manifest
+        token = secrets.token_hex(16)
+        directory = os.fsencode(self._top)
+        return Manifest(self._registration.number, KIND, token, directory, time.time_ns())
+
+    def _all(self) -> list[Taken]:
+        again = {one.path for _, names in self._work for one in names}
+        kept = [one for one in self._kept if one.path not in again]
+        return [*kept, *(one for _, names in self._work for one in names)]
+
+    def replace(self, progress: OnProgress | None) -> None:
+        """Replace the files, one after the other; from here on nothing is lost by stopping."""
+        replacer = Replacer(self._top_fd, self._report.link, self._problems)
+        done = Progress(bytes_total=sum(inode.size for inode, _ in self._work))
+        replaced = []
+        for inode, names in self._work:
+            path = pack_path(self._store, names[0].pack)
+            is_pack = os.path.samestat(inode.status, os.stat(path))
+            if replacer.replace(inode, names, path):
+                replaced.append((inode, names))
+                if not is_pack:
+                    self._report.replaced += len(names)
+                    self._report.freed_bytes += inode.disk_bytes
+            done.bytes_done += inode.size
+            if progress is not None:
+                progress(done)
+        self._work = replaced
+
+    def finish(self) -> None:
+        """Say what is there now; let go of what was not used after all."""
+        registration = self._registration
+        taken = self._all()
+        if not taken:
+            if registration.manifest is not None:
+                registration.drop()
+            return
+        root = put_root(self._store, self._top_fd, taken)
+        packs = held_packs(self._store, taken)
+        registration.hold([root], [held.pack for held in packs])
+        manifest = self._manifest()
+        name = self._options.name or default_name(self._top)
+        info = put_snapshot(self._store, name, root, manifest.next or manifest.now, self._top)
+        now = Shown(info.name, info.sequence, b"", root, str(self._report.link))
+        registration.save(
+            msgspec.structs.replace(
+                manifest, now=now, next=None, packs=packs, links=links_of(taken)
+            )
+        )
+        registration.settle()
+        self._report.snapshot = info.name
+
+
+def dress_pack(pack_fd: int, entry: TreeEntry) -> None:
+    """Give a pack that has no other name the attributes of the file that it will stand for."""
+    for name, _ in read_xattrs(pack_fd):
+        os.removexattr(pack_fd, name)
+    for name, value in entry.xattrs:
+        os.setxattr(pack_fd, name, value)
+    if os.fstat(pack_fd).st_gid != entry.gid:
+        os.chown(pack_fd, -1, entry.gid)
+    os.fchmod(pack_fd, adopted_mode(entry.mode))
+
+
+def default_name(directory: Path) -> str:
+    """Return a name for a directory's snapshot."""
+    kept = re.sub(r"[^A-Za-z0-9._@+=-]", "_", directory.name)[:200].lstrip(".-")
+    return f"{kept or 'directory'}-deduped"
