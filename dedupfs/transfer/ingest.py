@@ -33,6 +33,7 @@ from dedupfs.transfer.sources import (
     KnownSources,
     SourceRow,
     child_key,
+    sibling_key,
     top_key,
 )
 from dedupfs.transfer.verbatim import remove_stale_files
@@ -156,23 +157,30 @@ class _Import:
         self._pinned_extents = 0
         self._has_pins = False
         self._stale_keys: list[bytes] = []
-        self._known = KnownSources(store, TreeReader(store), self._source, self._hold_last())
+        self._known = KnownSources(store, TreeReader(store), self._source, *self._hold_last())
         self._builder = TreeBuilder(store, self._known.link_ids())
 
-    def _hold_last(self) -> SourceRow | None:
-        """Pin what the last import of this directory made; None if there is nothing any more."""
+    def _hold_last(self) -> tuple[bytes, SourceRow | None]:
+        """Pin what the last import of this directory made, or of a sibling if there was none.
+
+        Return the key of its row and the row; none if there is nothing any more.
+        """
+        key = top_key(self._source)
         if self._options.reread:
-            return None
+            return key, None
         with self._store.reading() as txn:
-            row = txn.get(Table.SOURCES, top_key(self._source))
+            row = txn.get(Table.SOURCES, key)
+            if row is None:
+                key = txn.get(Table.SOURCES, sibling_key(self._source)) or key
+                row = txn.get(Table.SOURCES, key)
         if row is None:
-            return None
+            return key, None
         last = SourceRow(row)
         try:
             self._pin([last.tree_id] if last.links_id is None else [last.tree_id, last.links_id])
         except MissingRecordError:
-            return None
-        return last
+            return key, None
+        return key, last
 
     def _pin(self, record_ids: Iterable[RecordId]) -> None:
         with self._store.transaction() as txn:
@@ -340,6 +348,9 @@ class _Import:
                     txn.put(Table.SOURCES, key, row)
             for key in self._stale_keys:
                 txn.delete(Table.SOURCES, key)
+            sibling, key = sibling_key(self._source), top_key(self._source)
+            if txn.get(Table.SOURCES, sibling) != key:
+                txn.put(Table.SOURCES, sibling, key)
             txn.release_pins(self._store.owner)
         return info
 

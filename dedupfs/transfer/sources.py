@@ -44,6 +44,11 @@ def top_key(directory: bytes) -> bytes:
     return xxhash.xxh3_128_digest(directory)
 
 
+def sibling_key(directory: bytes) -> bytes:
+    """Return the key of the row that tells which directory beside this one was imported last."""
+    return xxhash.xxh3_128_digest(os.path.dirname(directory) + b"\0")
+
+
 def child_key(key: bytes, name: bytes) -> bytes:
     """Return the key of subdirectory ``name`` of the directory with ``key``."""
     return xxhash.xxh3_128_digest(key + name)
@@ -106,15 +111,18 @@ KnownEntries = dict[bytes, tuple[TreeEntry, Stamp]]
 class KnownDirectory:
     """A directory as the last import saw it: its entries, and the stamps of what was read."""
 
-    __slots__ = ("device", "entries", "key")
+    __slots__ = ("device", "entries", "key", "known_key")
 
     def __init__(
         self,
         key: bytes,
+        known_key: bytes,
         device: int = 0,
         entries: KnownEntries | None = None,
     ) -> None:
+        """``key``: of its own row. ``known_key``: of the row that it is compared with."""
         self.key = key
+        self.known_key = known_key
         self.device = device
         self.entries = entries or {}
 
@@ -151,41 +159,48 @@ class KnownListings:
 
 
 class KnownSources:
-    """The last import of one source directory, or nothing."""
+    """The last import of one source directory, or of its sibling, or nothing."""
 
     def __init__(
-        self, store: Store, reader: TreeReader, directory: bytes, top: SourceRow | None
+        self,
+        store: Store,
+        reader: TreeReader,
+        directory: bytes,
+        known_key: bytes,
+        top: SourceRow | None,
     ) -> None:
+        """``known_key`` and ``top``: the key and the row of what ``directory`` is compared with."""
         self._store = store
         self._reader = reader
-        self._top_key = top_key(directory)
+        self._keys = top_key(directory), known_key
         self._top = top
         self.links_id = top.links_id if top is not None else None
 
     def top(self) -> KnownDirectory:
         """Return what is known of the source directory itself."""
-        return self._load(self._top_key, self._top.tree_id if self._top else None)
+        return self._load(*self._keys, self._top.tree_id if self._top else None)
 
     def child(self, parent: KnownDirectory, name: bytes) -> KnownDirectory:
         """Return what is known of a subdirectory."""
         entry = parent.find(name)
         tree_id = tree_id_of(entry) if entry is not None and entry.is_directory else None
-        return self._load(child_key(parent.key, name), tree_id)
+        keys = child_key(parent.key, name), child_key(parent.known_key, name)
+        return self._load(*keys, tree_id)
 
-    def _load(self, key: bytes, tree_id: RecordId | None) -> KnownDirectory:
+    def _load(self, key: bytes, known_key: bytes, tree_id: RecordId | None) -> KnownDirectory:
         if tree_id is None:
-            return KnownDirectory(key)
+            return KnownDirectory(key, known_key)
         with self._store.reading() as txn:
-            row = txn.get(Table.SOURCES, key)
+            row = txn.get(Table.SOURCES, known_key)
         if row is None or row[:ID_BYTES] != tree_id:
-            return KnownDirectory(key)
+            return KnownDirectory(key, known_key)
         known = SourceRow(row)
         entries = list(self._reader.entries(tree_id))
         if len(entries) != len(known.stamps):
-            return KnownDirectory(key)
+            return KnownDirectory(key, known_key)
         pairs = zip(entries, known.stamps, strict=True)
         stamped = {entry.name: (entry, stamp) for entry, stamp in pairs}
-        return KnownDirectory(key, known.device, stamped)
+        return KnownDirectory(key, known_key, known.device, stamped)
 
     def inode(self, entry: TreeEntry) -> TreeEntry | None:
         """Return the inode's entry of a hard link of the last import."""

@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -171,6 +172,58 @@ def test_any_change_is_seen_wherever_it_is(
         trusting = root_of(store, source, f"trusting-{step}")
         reading = root_of(store, source, f"reading-{step}", READING)
         assert tree_of(store, trusting) == tree_of(store, reading), done[-2:]
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make a copy of hard links, as `cp -al` and `rsync --link-dest` do."""
+    command = ["cp", "-al", f"{source}/.", str(target)]
+    target.mkdir()
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_tree_of_hard_links_to_its_sibling_is_read_where_it_differs(
+    store: Store, source: Path, number: int, scale: Scale
+) -> None:
+    seed = number if os.environ.get("CI") == "true" else random.randrange(1 << 32)
+    print(f"{seed=}")  # noqa: T201
+    chance = random.Random(seed)
+    day = source / "day-0"
+    make(day)
+    days = [day]
+    done = []
+    for step in range(scale(12, 200)):
+        following = source / f"day-{step + 1}"
+        link_tree(day, following)
+        changes = Changes(following, chance)
+        done += [changes.step() for _ in range(step % 3)]
+        day = following
+        days.append(day)
+    unread = 0
+    for day in days:
+        trusting = ingest_tree(store, day, f"trusting-{day.name}", options=TRUSTING)
+        assert trusting.snapshot is not None
+        unread += trusting.files_unchanged
+        if chance.random() < 0.5:  # it need not be the one before, nor have to do with it at all
+            root_of(store, chance.choice(days), f"any-{day.name}")
+        reading = root_of(store, day, f"reading-{day.name}", READING)
+        assert tree_of(store, trusting.snapshot.root) == tree_of(store, reading), done
+    assert unread > len(days)
+
+
+def test_each_inode_of_a_chain_of_linked_trees_is_read_once(store: Store, source: Path) -> None:
+    make(source / "day-0")
+    for day in range(1, 4):
+        link_tree(source / f"day-{day - 1}", source / f"day-{day}")
+        changed = source / f"day-{day}" / "b" / "x" / "two"
+        changed.unlink()
+        changed.write_bytes(b"x" * day)
+    reports = [
+        ingest_tree(store, source / f"day-{day}", f"day-{day}", options=TRUSTING)
+        for day in range(4)
+    ]
+    assert [report.files_unchanged for report in reports] == [0, 11, 11, 11]
+    assert [report.bytes_read for report in reports][1:] == [1, 2, 3]
 
 
 def test_what_is_unchanged_is_known_from_the_top_down(store: Store, source: Path) -> None:
