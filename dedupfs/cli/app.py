@@ -18,6 +18,7 @@ MOUNTS = "dedupfs.cli.mounts"
 PRUNE = "dedupfs.cli.prune"
 REPORT = "dedupfs.cli.report"
 DEDUPE = "dedupfs.cli.dedupe"
+CHECKPOINTS = "dedupfs.cli.checkpoints"
 
 Section = dict[str, tuple[str, str]]
 
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Section] = {
         "unpin": (SNAPSHOTS, "End the protection of snapshots."),
         "rm": (SNAPSHOTS, "Remove snapshots and free their space."),
         "prune": (PRUNE, "Remove the snapshots that no rule keeps."),
+        "prune-files": (CHECKPOINTS, "Remove large files of checkpoints that no rule keeps."),
     },
     "The store": {
         "init": (STORES, "Make an empty store."),

@@ -186,3 +186,25 @@ def test_killed_between_removal_and_gc_the_next_gc_goes_on(run: Run, steps: Path
     with Store.open(steps) as store:
         assert check(store).ok
     assert run("gc", "--json", steps).json["freed_bytes"] == would
+
+
+def test_prune_files_lists_and_removes(run: Run, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        directory = tmp_path / "ckpts" / f"step-{step}"
+        directory.mkdir(parents=True)
+        (directory / "model.pt").write_bytes(b"w" * 8192)
+        os.utime(directory / "model.pt", (step, step))
+        (directory / "state.json").write_text(f'{{"loss": {step}}}')
+    words = [tmp_path / "ckpts", "--keep-last", 1, "--keep-best", "loss:min"]
+    words += ["--metrics", "state.json"]
+    shown = run("prune-files", "--dry-run", *words).out.splitlines()
+    assert shown[-2] == "would remove step-2/model.pt (8.0 KiB)"
+    assert shown[-1].startswith("would remove 1 file of 1 checkpoint: ")
+    told = run("prune-files", "--dry-run", "--json", *words).json
+    assert told["removed_files"] == ["step-2/model.pt"]
+    assert "removed 1 file of 1 checkpoint" in run("prune-files", *words).out
+    assert not (tmp_path / "ckpts" / "step-2" / "model.pt").exists()
+    assert (tmp_path / "ckpts" / "step-2" / "state.json").exists()
+    (tmp_path / "ckpts" / "step-1" / "state.json").write_text("{")
+    run("prune-files", *words, code=7)
+    assert "--keep option" in run("prune-files", tmp_path / "ckpts", code=2).err
