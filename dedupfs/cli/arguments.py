@@ -1,5 +1,6 @@
 """Arguments that commands share, and how they are completed. Imports nothing heavy by itself."""
 
+import datetime
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -72,6 +73,26 @@ def parse_tags(pairs: Iterable[str], option: str = "--tag ") -> dict[str, str]:
             raise UsageError(f"{option}{pair!r} is no UTF-8")
         tags[key] = value
     return tags
+
+
+def parse_time(text: str) -> int:
+    """Return the nanoseconds since 1970 of a time in ISO 8601 or of ``@SECONDS``.
+
+    Raises:
+        UsageError: it is neither, or not between 1970 and 2262.
+    """
+    try:
+        seconds = (
+            int(text[1:])
+            if text.startswith("@")
+            else datetime.datetime.fromisoformat(text).timestamp()  # local, if it names no zone
+        )
+        time_ns = int(seconds * 1_000_000) * 1000 if isinstance(seconds, float) else seconds * 10**9
+    except (ValueError, OverflowError, OSError) as exc:
+        raise UsageError(f"{text!r} is no time: give 2026-11-22T03:00 or @SECONDS") from exc
+    if not 0 <= time_ns < 1 << 63:
+        raise UsageError(f"{text!r} is not between 1970 and 2262")
+    return time_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from dedupfs.cli.arguments import (
     find_place,
     open_store,
     parse_tags,
+    parse_time,
     snapshot_argument,
 )
 from dedupfs.cli.selecting import Selecting, selecting_options, selection_of
@@ -38,6 +39,7 @@ _STDOUT = "-"
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name", required=False)
 @click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag the snapshot; repeatable.")
+@click.option("--time", "when", metavar="TIME", help="When it was made, if not now (ISO 8601).")
 @click.option("-x", "--one-file-system", is_flag=True, help="Leave out what is mounted below.")
 @click.option("--reread", is_flag=True, help="Read files that look unchanged as well.")
 @selecting_options
@@ -47,6 +49,7 @@ def import_(
     directory: Path,
     name: str | None,
     tags: tuple[str, ...],
+    when: str | None,
     one_file_system: bool,
     reread: bool,
     as_json: bool,
@@ -67,6 +70,7 @@ def import_(
     from dedupfs.transfer.ingest import IngestOptions, ingest_tree
 
     parsed = parse_tags(tags)
+    created_ns = None if when is None else parse_time(when)
     selection = selection_of(**selecting)
     if name is None:
         name = os.path.basename(os.path.realpath(directory))
@@ -79,7 +83,7 @@ def import_(
             tags=parsed,
             progress=_shown_on(bar),
             on_error=complain,
-            options=IngestOptions(one_file_system, reread, selection),
+            options=IngestOptions(one_file_system, reread, selection, created_ns),
         )
     _print_import(name, report, as_json)
     if report.problems:

@@ -51,6 +51,8 @@ class IngestOptions:
     reread: bool = False
     selection: Selection = field(default_factory=Selection)
     """What of the directory is imported."""
+    created_ns: int | None = None
+    """The time of the snapshot, if it is not now."""
     racy_ns: int = 2_000_000_000
     """A file touched this shortly before the import is read again by the next one: its times are
     too coarse to tell whether it was written once more."""
@@ -339,7 +341,13 @@ class _Import:
         root = self._builder.root
         assert root is not None
         self._pin(entry_references(root))
-        info = SnapshotCatalog(self._store).add(name, root, tags=tags, source=shown(self._source))
+        info = SnapshotCatalog(self._store).add(
+            name,
+            root,
+            tags=tags,
+            source=shown(self._source),
+            created_ns=self._options.created_ns,
+        )
         with self._store.transaction() as txn:
             for key, row in self._builder.rows.items():
                 if not row:

@@ -1,4 +1,4 @@
-"""The options of `import` that say what of a directory is taken, as they are typed."""
+"""The options of `import` as they are typed: what of a directory is taken, of what time it is."""
 
 from __future__ import annotations
 
@@ -60,3 +60,20 @@ def test_what_cannot_be_a_list_is_refused(
     assert "no path below" in said.err
     both = ("--files-from", "-", "--exclude-from", "-")
     assert "read once" in importing(run, store_path, data, *both, code=2).err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2026-11-22T03:00:00+01:00", 1_795_312_800), ("@1700000000", 1_700_000_000)],
+)
+def test_a_snapshot_may_be_older_than_its_import(
+    run: Run, store_path: Path, data: Path, text: str, seconds: int
+) -> None:
+    importing(run, store_path, data, "--time", text)
+    [snapshot] = run("ls", store_path, "--json").json
+    assert snapshot["created_ns"] == seconds * 10**9
+
+
+@pytest.mark.parametrize("text", ["yesterday", "@", "1969-01-01", "9999-12-31", "@99999999999"])
+def test_what_is_no_time_is_refused(run: Run, store_path: Path, data: Path, text: str) -> None:
+    assert text in importing(run, store_path, data, "--time", text, code=2).err
