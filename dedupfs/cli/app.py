@@ -15,6 +15,7 @@ BROWSING = "dedupfs.cli.browsing"
 TRANSFERS = "dedupfs.cli.transfers"
 STORES = "dedupfs.cli.stores"
 MOUNTS = "dedupfs.cli.mounts"
+SPACE = "dedupfs.cli.space"
 PRUNE = "dedupfs.cli.prune"
 REPORT = "dedupfs.cli.report"
 DEDUPE = "dedupfs.cli.dedupe"
@@ -50,8 +51,8 @@ SECTIONS: dict[str, Section] = {
     },
     "The store": {
         "init": (STORES, "Make an empty store."),
-        "stats": (STORES, "Show what a store holds and takes."),
-        "du": (STORES, "Show what each snapshot takes."),
+        "stats": (SPACE, "Show what a store holds and takes."),
+        "du": (SPACE, "Show what each snapshot and view takes."),
         "report": (REPORT, "Draw a store as one HTML page."),
         "gc": (STORES, "Free the space of what nothing refers to."),
         "check": (STORES, "Verify that index, packs and trees agree."),

@@ -304,6 +304,11 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
             if not dry_run:
                 remove_view(opened, name)
             output.print_line(f"{'would remove' if dry_run else 'removed'} view {name}")
+        if dry_run:
+            from dedupfs.maintenance.usage import exclusive_bytes
+
+            freed = exclusive_bytes(opened, (), names).disk_bytes
+            output.print_line(f"would give {output.size(freed)} back to the disk, with the next gc")
 
 
 view.add_command(changes.diff)

@@ -24,6 +24,7 @@ from dedupfs.cli.arguments import (
 from dedupfs.cli.browsing import tags_text
 
 if TYPE_CHECKING:
+    from dedupfs.maintenance.release import Exclusive
     from dedupfs.model import SnapshotInfo
     from dedupfs.store import Store
 
@@ -57,9 +58,11 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
     with open_store(store) as opened:
         wanted = tuple(dict.fromkeys(names))
         freed: int | None
+        disk_bytes: int | None = None
         held: list[str] = []
         if dry_run:
-            freed = _would_free(opened, wanted)
+            would = _would_free(opened, wanted)
+            freed, disk_bytes = would.stored_bytes, would.disk_bytes
         else:
             infos = SnapshotCatalog(opened).remove(wanted)
             freed = None if no_gc else collect_garbage(opened)
@@ -70,6 +73,7 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
                 "removed": list(wanted),
                 "dry_run": dry_run,
                 "freed_bytes": freed,
+                "frees_bytes": disk_bytes,
                 "still_held": held,
             }
         )
@@ -80,6 +84,8 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
         output.print_line(f"the space is freed by: dedupfs gc {store}")
     else:
         output.print_line(f"{'would free' if dry_run else 'freed'} {output.size(freed)}")
+    if disk_bytes is not None:
+        output.print_line(f"would give {output.size(disk_bytes)} back to the disk")
     for name in held:
         held_by = "a view, a mount or a clone; its space comes with them"
         output.print_line(f"{name} is still held by {held_by}")
@@ -93,7 +99,7 @@ def still_held(store: "Store", infos: Sequence["SnapshotInfo"]) -> list[str]:
     return [name for name, tree_id in trees if tree_id is not None and store.has(tree_id)]
 
 
-def _would_free(store: "Store", names: Sequence[str]) -> int:
+def _would_free(store: "Store", names: Sequence[str]) -> "Exclusive":
     from dedupfs.errors import UsageError
     from dedupfs.maintenance.usage import exclusive_bytes
     from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -102,7 +108,7 @@ def _would_free(store: "Store", names: Sequence[str]) -> int:
     pinned = [name for name in names if catalog.get(name).pinned]
     if pinned:
         raise UsageError(f"{', '.join(pinned)} is pinned: dedupfs unpin {store.path} {pinned[0]}")
-    return exclusive_bytes(store, names).stored_bytes
+    return exclusive_bytes(store, names)
 
 
 def collect_garbage(store: "Store") -> int:

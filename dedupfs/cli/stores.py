@@ -1,4 +1,4 @@
-"""Commands about a whole store: init, stats, du, gc, check, scrub, reindex; and completion.
+"""Commands about a whole store: init, gc, check, scrub, reindex; and completion.
 
 Specified in docs/cli.md.
 """
@@ -10,15 +10,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store, snapshot_argument
-from dedupfs.cli.browsing import logical_bytes
+from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store
 from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
 from dedupfs.errors import CorruptError, UsageError
 
 if TYPE_CHECKING:
     from dedupfs.maintenance.problems import Problem
     from dedupfs.maintenance.reindex import ReindexReport
-    from dedupfs.maintenance.usage import StoreUsage
 
 
 @click.command()
@@ -52,121 +50,6 @@ def init(store: Path, chunk_size: str, compression: str) -> None:
     average = output.parse_size(chunk_size)
     Store.create(store, chunk_bytes_average=average, compression=compression).close()
     output.print_line(f"made an empty store at {store}")
-
-
-@click.command()
-@STORE
-@JSON
-def stats(store: Path, as_json: bool) -> None:
-    """Show what STORE holds and what that takes.
-
-    \b
-    logical    all files of all snapshots, as they read
-    unique     their distinct chunks, before compression
-    stored     those chunks as they lie in the packs
-    trees      directories, recipes and the headers of all records
-    garbage    what gc would free now
-    free       what was freed inside packs and given back to the disk
-    ratio      logical bytes for each byte on disk
-
-    \b
-    Example:
-      dedupfs stats store/ --json
-    """
-    from dedupfs.maintenance.usage import store_usage
-
-    with open_store(store) as opened:
-        usage = store_usage(opened)
-    if as_json:
-        output.print_json(_usage_json(usage))
-        return
-    metadata = usage.metadata_stored_bytes + usage.header_bytes
-    output.print_fields(
-        [
-            ("snapshots", f"{usage.snapshots:,}"),
-            ("views", f"{usage.views:,}"),
-            ("entries", f"{usage.entries:,}"),
-            ("logical", output.size(usage.logical_bytes)),
-            ("unique", f"{output.size(usage.chunk_logical_bytes)} in {usage.chunks:,} chunks"),
-            ("stored", output.size(usage.chunk_stored_bytes)),
-            ("trees", f"{output.size(metadata)} in {usage.metadata_records:,} records"),
-            ("index", output.size(usage.index_bytes)),
-            ("garbage", output.size(usage.garbage_bytes)),
-            ("free", output.size(usage.hole_bytes)),
-            ("on disk", f"{output.size(usage.disk_bytes)} in {usage.files:,} files"),
-            ("ratio", f"{usage.ratio:.2f}"),
-        ]
-    )
-
-
-def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
-    return {
-        "snapshots": usage.snapshots,
-        "views": usage.views,
-        "entries": usage.entries,
-        "logical_bytes": usage.logical_bytes,
-        "unique_bytes": usage.chunk_logical_bytes,
-        "chunks": usage.chunks,
-        "stored_bytes": usage.chunk_stored_bytes,
-        "metadata_bytes": usage.metadata_stored_bytes,
-        "metadata_records": usage.metadata_records,
-        "header_bytes": usage.header_bytes,
-        "index_bytes": usage.index_bytes,
-        "garbage_bytes": usage.garbage_bytes,
-        "garbage_records": usage.garbage_records,
-        "free_bytes": usage.hole_bytes,
-        "disk_bytes": usage.disk_bytes,
-        "packs": usage.packs,
-        "files": usage.files,
-        "ratio": round(usage.ratio, 4),
-    }
-
-
-@click.command()
-@STORE
-@snapshot_argument("names", "[NAME...]", nargs=-1)
-@JSON
-def du(store: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Show what each snapshot of STORE takes, or what the snapshots NAME take together.
-
-    LOGICAL is the size of the files; EXCLUSIVE is what removing that snapshot alone would free.
-    With NAMEs a last line tells what removing all of them would free, which can be more than the
-    sum: chunks that only they share.
-
-    \b
-    Examples:
-      dedupfs du store/
-      dedupfs du store/ step-1000 step-2000
-    """
-    from dedupfs.maintenance.usage import exclusive_bytes
-    from dedupfs.namespace.snapshots import SnapshotCatalog
-    from dedupfs.namespace.trees import TreeReader
-
-    with open_store(store) as opened:
-        catalog = SnapshotCatalog(opened)
-        wanted = tuple(dict.fromkeys(names))
-        infos = [catalog.get(name) for name in wanted] if names else catalog.list()
-        reader = TreeReader(opened)
-        taken = [
-            (info.name, logical_bytes(reader, info), exclusive_bytes(opened, [info.name]))
-            for info in infos
-        ]
-        together = exclusive_bytes(opened, wanted) if names else None
-    if as_json:
-        listed: list[output.Json] = [
-            {"name": name, "logical_bytes": logical, "exclusive_bytes": exclusive.stored_bytes}
-            for name, logical, exclusive in taken
-        ]
-        total = None if together is None else together.stored_bytes
-        output.print_json({"snapshots": listed, "exclusive_together_bytes": total})
-        return
-    rows = [
-        (name, output.size(logical), output.size(exclusive.stored_bytes))
-        for name, logical, exclusive in taken
-    ]
-    if together is not None and len(rows) > 1:
-        rows.append(("together", "", output.size(together.stored_bytes)))
-    output.print_table(("NAME", "LOGICAL", "EXCLUSIVE"), rows, right=(1, 2))
 
 
 @click.command()
@@ -460,4 +343,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(found(root, {}, PROGRAM, COMPLETION_VARIABLE).source())
 
 
-COMMANDS: list[click.Command] = [init, stats, du, gc, check, scrub, reindex, completion]
+COMMANDS: list[click.Command] = [init, gc, check, scrub, reindex, completion]

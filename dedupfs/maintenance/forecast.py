@@ -13,7 +13,14 @@ from pathlib import Path
 from dedupfs.errors import CorruptError, NotFoundError, StoreError
 from dedupfs.format.keys import META_MAKING, decode_count, decode_pack_key, split_pin_key
 from dedupfs.format.tree import decode_view_root
-from dedupfs.maintenance.blocks import Blocks, Inode, blocks_of_files, inode_of, stat_files
+from dedupfs.maintenance.blocks import (
+    BLOCK_UNIT_BYTES,
+    Blocks,
+    Inode,
+    blocks_of_files,
+    inode_of,
+    stat_files,
+)
 from dedupfs.maintenance.release import Exclusive, Release, sum_of_sizes
 from dedupfs.model import PackKind, RecordId, RecordKind, SnapshotInfo, TreeEntry
 from dedupfs.namespace.rows import (
@@ -144,6 +151,13 @@ class Forecast:
         """Return the same of what a view has written, as of its last fold."""
         root = self.view_root(row)
         return self._logical(root) if root is not None else 0
+
+    def view_file_bytes(self, name: str) -> int:
+        """Return the blocks of a view's journal and staging files: what it did since that fold."""
+        return sum(
+            status.st_blocks * BLOCK_UNIT_BYTES
+            for status in stat_files(view_files(self._store.path, name))
+        )
 
     def view_root(self, row: ViewRow) -> TreeEntry | None:
         """Return the root of a view; None when it cannot be read."""

@@ -6,36 +6,42 @@ way to change anything.
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dedupfs.errors import StoreError
 from dedupfs.format.keys import decode_free, decode_pack_key, decode_pack_row, unpack_record_row
 from dedupfs.format.pack import HEADER_BYTES
+from dedupfs.maintenance.blocks import BLOCK_UNIT_BYTES
 from dedupfs.maintenance.forecast import Forecast
 from dedupfs.maintenance.release import Exclusive
 from dedupfs.model import PackKind, RecordId, RecordKind, TreeEntry
-from dedupfs.namespace.rows import decode_snapshot_row
-from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
+from dedupfs.namespace.trees import TreeReader, links_id_of
 from dedupfs.store import ReadTxn, Store, Table
-
-_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's blocks are (inode(7))
 
 
 @dataclass(slots=True)
 class StoreUsage:
     """Sums over a store; all sizes in bytes.
 
-    ``logical_bytes``: of all files of all snapshots, each counted wherever it is seen.
+    ``logical_bytes``: of all files of all snapshots and views, each counted wherever it is seen;
+    ``view_logical_bytes``: of those of views, as of their last folds. ``entries``: names below
+    all roots; ``plain_inodes``: how many inodes copies of all snapshots and views would take.
     ``chunk_logical_bytes`` / ``chunk_stored_bytes``: of each live chunk once, before and after its
     codec. ``metadata_stored_bytes``: live records that are no chunks. ``header_bytes``: in front of
-    all live records. ``garbage_bytes``: what gc would free now. ``hole_bytes``: freed and given
-    back. ``index_bytes`` and ``disk_bytes`` are blocks that the file system has given out.
+    all live records. ``garbage_bytes``: freed records and ranges that gc would deal with now, and
+    ``garbage_disk_bytes`` what the disk would get back for it. ``hole_bytes``: freed and given
+    back. ``index_bytes``, ``view_file_bytes`` (journals and staging files) and ``disk_bytes`` are
+    blocks that the file system has given out. ``problems``: what is damaged and not counted.
     """
 
     snapshots: int = 0
     views: int = 0
     logical_bytes: int = 0
+    view_logical_bytes: int = 0
     entries: int = 0
+    plain_inodes: int = 0
     chunks: int = 0
     chunk_logical_bytes: int = 0
     chunk_stored_bytes: int = 0
@@ -44,18 +50,37 @@ class StoreUsage:
     header_bytes: int = 0
     garbage_records: int = 0
     garbage_bytes: int = 0
+    garbage_disk_bytes: int = 0
     hole_bytes: int = 0
     packs: int = 0
     index_bytes: int = 0
+    view_file_bytes: int = 0
     disk_bytes: int = 0
     files: int = 0
     directories: int = 0
     packs_by_kind: dict[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
         """Everything that live records take in packs."""
         return self.chunk_stored_bytes + self.metadata_stored_bytes + self.header_bytes
+
+    @property
+    def saved_by_codec_bytes(self) -> int:
+        """How much smaller compression has made the chunks."""
+        return self.chunk_logical_bytes - self.chunk_stored_bytes
+
+    @property
+    def dedup_ratio(self) -> float:
+        """Logical bytes for each byte of distinct chunks; 0 for an empty store."""
+        unique_bytes = self.chunk_logical_bytes
+        return self.logical_bytes / unique_bytes if unique_bytes else 0.0
+
+    @property
+    def inodes(self) -> int:
+        """Inodes of the file system that the store takes."""
+        return self.files + self.directories
 
     @property
     def ratio(self) -> float:
@@ -80,7 +105,7 @@ def disk_usage(path: Path) -> DiskUsage:
     while pending:
         directory = pending.pop()
         try:
-            usage.disk_bytes += os.lstat(directory).st_blocks * _BLOCK_BYTES
+            usage.disk_bytes += os.lstat(directory).st_blocks * BLOCK_UNIT_BYTES
             entries = list(os.scandir(directory))
         except FileNotFoundError:
             continue  # removed by another process since its name was read
@@ -95,22 +120,25 @@ def disk_usage(path: Path) -> DiskUsage:
                 continue
             usage.files += 1
             if (stat.st_dev, stat.st_ino) not in seen:
-                usage.disk_bytes += stat.st_blocks * _BLOCK_BYTES
+                usage.disk_bytes += stat.st_blocks * BLOCK_UNIT_BYTES
             if stat.st_nlink > 1:
                 seen.add((stat.st_dev, stat.st_ino))
     return usage
 
 
 def store_usage(store: Store) -> StoreUsage:
-    """Return the sums of a store, as of one moment of its index."""
+    """Return the sums of a store, as of one moment of its index.
+
+    Costs a look at each row of the index, and the decoding of what holds hard links.
+    """
     usage = StoreUsage()
     with store.reading() as txn:
-        _add_snapshots(store, txn, usage)
-        usage.views = txn.count(Table.VIEWS)
         forecast = Forecast(store, txn)
+        _add_roots(store, forecast, usage)
         garbage = forecast.garbage
         usage.garbage_records = garbage.records
         usage.garbage_bytes = garbage.stored_bytes
+        usage.garbage_disk_bytes = garbage.disk_bytes
         _add_records(txn, forecast.garbage_records, usage)
         for key, row in txn.scan(Table.FREE):
             _pack, start, stop, punched = decode_free(key, row)
@@ -118,6 +146,7 @@ def store_usage(store: Store) -> StoreUsage:
                 usage.hole_bytes += stop - start
             else:
                 usage.garbage_bytes += stop - start
+        usage.problems = (*forecast.damaged, *garbage.problems)
     index = disk_usage(store.path / "index")
     everything = disk_usage(store.path)
     usage.index_bytes = index.disk_bytes
@@ -127,33 +156,33 @@ def store_usage(store: Store) -> StoreUsage:
     return usage
 
 
-def _add_snapshots(store: Store, txn: ReadTxn, usage: StoreUsage) -> None:
-    trees = TreeReader(store)
-    linked_bytes: dict[RecordId, int] = {}
-    for _, row in txn.scan(Table.SNAPSHOTS):
-        root = decode_snapshot_row(row)[0].root
+def _add_roots(store: Store, forecast: Forecast, usage: StoreUsage) -> None:
+    reader = TreeReader(store)
+    for name in forecast.snapshots():
+        info, _ = forecast.snapshot(name)
         usage.snapshots += 1
-        usage.entries += root.count
-        links_id = links_id_of(root)
-        if links_id is None:
-            usage.logical_bytes += root.size
-            continue
-        # A root may or may not count its hard-linked files already, so all is added up here.
-        if links_id not in linked_bytes:
-            linked_bytes[links_id] = sum(
-                inode.size for inode in trees.entries(links_id) if inode.is_file
-            )
-        usage.logical_bytes += linked_bytes[links_id]
-        usage.logical_bytes += _sum_of_sizes(trees.entries(tree_id_of(root)))
+        usage.logical_bytes += forecast.logical_bytes(info)
+        _add_entries(reader, info.root, usage)
+    for name in forecast.views():
+        view = forecast.view(name)
+        usage.views += 1
+        usage.view_file_bytes += forecast.view_file_bytes(name)
+        root = forecast.view_root(view)
+        if root is not None:
+            usage.view_logical_bytes += forecast.view_logical_bytes(view)
+            _add_entries(reader, root, usage)
+    usage.logical_bytes += usage.view_logical_bytes
 
 
-def _sum_of_sizes(entries: Iterable[TreeEntry]) -> int:
-    """Add up the bytes of files and of all below directories, hard-linked files apart."""
-    return sum(
-        entry.size
-        for entry in entries
-        if entry.is_directory or (entry.is_file and not entry.is_link)
-    )
+def _add_entries(reader: TreeReader, root: TreeEntry, usage: StoreUsage) -> None:
+    """Add the names below a root, and the inodes: a hard-linked file is one with many names."""
+    links_id = links_id_of(root)
+    extra_names = 0
+    if links_id is not None:
+        with suppress(StoreError):  # told of by ``logical_bytes``
+            extra_names = sum(max(0, inode.nlink - 1) for inode in reader.entries(links_id))
+    usage.entries += root.count
+    usage.plain_inodes += 1 + root.count - extra_names
 
 
 def _add_records(txn: ReadTxn, garbage: set[RecordId], usage: StoreUsage) -> None:

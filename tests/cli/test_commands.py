@@ -163,7 +163,7 @@ def test_du_and_stats(run: Run, store_path: Path, tmp_path: Path) -> None:
     assert sums["logical_bytes"] == 700_000
     assert sums["unique_bytes"] == 400_000
     shown = run("stats", store_path).out
-    for name in ("logical", "unique", "stored", "trees", "index", "garbage", "free", "ratio"):
+    for name in ("logical", "unique", "stored", "trees", "index", "garbage", "holes", "ratio"):
         assert name in shown
 
 
