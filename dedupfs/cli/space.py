@@ -65,8 +65,8 @@ def _usage_fields(usage: "StoreUsage") -> list[tuple[str, str]]:
     return [
         ("snapshots", f"{usage.snapshots:,}"),
         ("views", f"{usage.views:,}"),
-        ("entries", f"{usage.entries:,}"),
-        ("logical", output.size(usage.logical_bytes)),
+        ("entries", f"{usage.entries + usage.view_entries:,}"),
+        ("logical", output.size(usage.copies_bytes)),
         (
             "unique",
             f"{output.size(usage.chunk_logical_bytes)} in {usage.chunks:,} chunks, "
@@ -83,7 +83,7 @@ def _usage_fields(usage: "StoreUsage") -> list[tuple[str, str]]:
         ("garbage", output.size(usage.garbage_disk_bytes)),
         ("holes", output.size(usage.hole_bytes)),
         ("on disk", f"{output.size(usage.disk_bytes)} in {inodes}"),
-        ("copies", f"{output.size(usage.logical_bytes)} in {usage.plain_inodes:,} inodes"),
+        ("copies", f"{output.size(usage.copies_bytes)} in {usage.plain_inodes:,} inodes"),
         ("ratio", f"{usage.ratio:.2f}"),
     ]
 
@@ -94,6 +94,7 @@ def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
         "views": usage.views,
         "entries": usage.entries,
         "logical_bytes": usage.logical_bytes,
+        "view_entries": usage.view_entries,
         "view_logical_bytes": usage.view_logical_bytes,
         "unique_bytes": usage.chunk_logical_bytes,
         "chunks": usage.chunks,
@@ -113,7 +114,7 @@ def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
         "files": usage.files,
         "directories": usage.directories,
         "inodes": usage.inodes,
-        "copies_bytes": usage.logical_bytes,
+        "copies_bytes": usage.copies_bytes,
         "copies_inodes": usage.plain_inodes,
         "dedup_ratio": round(usage.dedup_ratio, 4),
         "ratio": round(usage.ratio, 4),

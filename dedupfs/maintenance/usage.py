@@ -25,9 +25,9 @@ from dedupfs.store import ReadTxn, Store, Table
 class StoreUsage:
     """Sums over a store; all sizes in bytes.
 
-    ``logical_bytes``: of all files of all snapshots and views, each counted wherever it is seen;
-    ``view_logical_bytes``: of those of views, as of their last folds. ``entries``: names below
-    all roots; ``plain_inodes``: how many inodes copies of all snapshots and views would take.
+    ``logical_bytes``: of all files of all snapshots, each counted wherever it is seen, and
+    ``entries`` the names below their roots; ``view_logical_bytes``, ``view_entries``: the same of
+    views, as of their last folds. ``plain_inodes``: what copies of all of them would take.
     ``chunk_logical_bytes`` / ``chunk_stored_bytes``: of each live chunk once, before and after its
     codec. ``metadata_stored_bytes``: live records that are no chunks. ``header_bytes``: in front of
     all live records. ``garbage_bytes``: freed records and ranges that gc would deal with now, and
@@ -41,6 +41,7 @@ class StoreUsage:
     logical_bytes: int = 0
     view_logical_bytes: int = 0
     entries: int = 0
+    view_entries: int = 0
     plain_inodes: int = 0
     chunks: int = 0
     chunk_logical_bytes: int = 0
@@ -67,6 +68,11 @@ class StoreUsage:
         return self.chunk_stored_bytes + self.metadata_stored_bytes + self.header_bytes
 
     @property
+    def copies_bytes(self) -> int:
+        """What the files of all snapshots and views are as they read."""
+        return self.logical_bytes + self.view_logical_bytes
+
+    @property
     def saved_by_codec_bytes(self) -> int:
         """How much smaller compression has made the chunks."""
         return self.chunk_logical_bytes - self.chunk_stored_bytes
@@ -75,7 +81,7 @@ class StoreUsage:
     def dedup_ratio(self) -> float:
         """Logical bytes for each byte of distinct chunks; 0 for an empty store."""
         unique_bytes = self.chunk_logical_bytes
-        return self.logical_bytes / unique_bytes if unique_bytes else 0.0
+        return self.copies_bytes / unique_bytes if unique_bytes else 0.0
 
     @property
     def inodes(self) -> int:
@@ -85,7 +91,7 @@ class StoreUsage:
     @property
     def ratio(self) -> float:
         """Logical bytes for each byte that the store takes on disk; 0 for an empty store."""
-        return self.logical_bytes / self.disk_bytes if self.disk_bytes else 0.0
+        return self.copies_bytes / self.disk_bytes if self.disk_bytes else 0.0
 
 
 @dataclass(slots=True)
@@ -162,7 +168,8 @@ def _add_roots(store: Store, forecast: Forecast, usage: StoreUsage) -> None:
         info, _ = forecast.snapshot(name)
         usage.snapshots += 1
         usage.logical_bytes += forecast.logical_bytes(info)
-        _add_entries(reader, info.root, usage)
+        usage.entries += info.root.count
+        usage.plain_inodes += _plain_inodes(reader, info.root)
     for name in forecast.views():
         view = forecast.view(name)
         usage.views += 1
@@ -170,19 +177,18 @@ def _add_roots(store: Store, forecast: Forecast, usage: StoreUsage) -> None:
         root = forecast.view_root(view)
         if root is not None:
             usage.view_logical_bytes += forecast.view_logical_bytes(view)
-            _add_entries(reader, root, usage)
-    usage.logical_bytes += usage.view_logical_bytes
+            usage.view_entries += root.count
+            usage.plain_inodes += _plain_inodes(reader, root)
 
 
-def _add_entries(reader: TreeReader, root: TreeEntry, usage: StoreUsage) -> None:
-    """Add the names below a root, and the inodes: a hard-linked file is one with many names."""
+def _plain_inodes(reader: TreeReader, root: TreeEntry) -> int:
+    """Return the inodes of a copy: a hard-linked file is one with many names."""
     links_id = links_id_of(root)
     extra_names = 0
     if links_id is not None:
         with suppress(StoreError):  # told of by ``logical_bytes``
             extra_names = sum(max(0, inode.nlink - 1) for inode in reader.entries(links_id))
-    usage.entries += root.count
-    usage.plain_inodes += 1 + root.count - extra_names
+    return 1 + root.count - extra_names
 
 
 def _add_records(txn: ReadTxn, garbage: set[RecordId], usage: StoreUsage) -> None:
