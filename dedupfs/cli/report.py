@@ -53,7 +53,7 @@ def report(store: Path, target: str | None, as_json: bool) -> None:
             raise UsageError("say where to: -o report.html ('-o -' is standard output)")
         target = _STDOUT
     if target != _STDOUT:
-        _require_outside(Path(target), store)
+        _require_place(Path(target), store)
     draw = None if as_json else _renderer()
     with open_store(store) as opened, output.meter("counting", is_bytes=False) as bar:
         overview = take_overview(opened, bar.update)
@@ -83,12 +83,14 @@ def _renderer() -> "Callable[[Overview], str]":
     return partial(render, version=__version__, size=output.size)
 
 
-def _require_outside(target: Path, store: Path) -> None:
-    """Refuse to write among the store's own files, by whatever path they are reached."""
+def _require_place(target: Path, store: Path) -> None:
+    """Refuse what cannot be written, and the store's own directories by whatever path."""
     try:
         top = store.stat()
     except OSError:
         return  # opening it will tell
+    if not target.parent.is_dir():
+        raise SourceError(f"cannot write {target}: there is no directory {target.parent}")
     for directory in Path(os.path.realpath(target)).parents:
         with suppress(OSError):
             if os.path.samestat(directory.stat(), top):
@@ -132,6 +134,19 @@ def overview_json(overview: "Overview") -> dict[str, output.Json]:
         "store_usage": _usage_json(usage),
         "snapshots": [_space_json(it) for it in overview.spaces if it.kind == "snapshot"],
         "views": [_space_json(it) for it in overview.spaces if it.kind == "view"],
+        "checkouts": [
+            {
+                "number": checkout.number,
+                "kind": checkout.kind,
+                "directory": output.text_of(checkout.directory),
+                "created_ns": checkout.created_ns,
+                "snapshot": checkout.snapshot or None,
+                "link": checkout.link or None,
+                "stored_bytes": checkout.reached_bytes,
+                "exclusive_bytes": checkout.exclusive_bytes,
+            }
+            for checkout in overview.checkouts
+        ],
         "growth": [
             {
                 "name": point.name,

@@ -145,17 +145,16 @@ class _LinkSizes:
 
 
 def largest_directories(trees: TreeReader, root: TreeEntry, count: int) -> list[LargeDirectory]:
-    """Return the ``count`` largest directories below a root, parents before what is in them."""
+    """Return a root and the largest directories below it, parents before what is in them."""
     search = _Search()
     search.push(root.size, 0, b"", root)
     found: list[LargeDirectory] = []
     for size, _, path, entry in search.pop_all():
-        if path:
-            found.append(LargeDirectory(path, size, entry.count))
+        found.append(LargeDirectory(path, size, entry.count))
         if len(found) == count:
             break
         for child in trees.sound_entries(tree_id_of(entry), lambda _error: None):
             if child.is_directory and child.size:
                 below = path + b"/" + child.name if path else child.name
                 search.push(child.size, 0, below, child)
-    return sorted(found, key=lambda directory: directory.path.split(b"/"))
+    return sorted(found, key=lambda directory: directory.path.split(b"/") if directory.path else [])

@@ -5,12 +5,13 @@ is told in ``gaps``. Changes nothing, and holds no state of the index for long: 
 a picture of some seconds, not of one moment.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from dedupfs.errors import StoreError
+from dedupfs.format.manifest import Manifest
 from dedupfs.format.tree import decode_view_root
 from dedupfs.maintenance.largest import (
     LargeDirectory,
@@ -29,6 +30,7 @@ from dedupfs.maintenance.sharing import (
 )
 from dedupfs.maintenance.usage import StoreUsage, disk_usage, store_usage
 from dedupfs.model import RecordKind, SnapshotInfo, TreeEntry
+from dedupfs.namespace.checkouts import checkout_owner, read_checkouts
 from dedupfs.namespace.rows import (
     TOMBSTONE_OWNER,
     ViewRow,
@@ -37,8 +39,11 @@ from dedupfs.namespace.rows import (
     view_owner_key,
 )
 from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
-from dedupfs.namespace.views import view_directory, view_owner
-from dedupfs.store import Store, Table
+from dedupfs.namespace.views import EPHEMERAL_PREFIX, view_directory, view_owner
+from dedupfs.store import ReadTxn, Store, Table
+from dedupfs.store.owner import OWNER_PREFIX, is_dead
+
+T = TypeVar("T")
 
 MATRIX_MAX = 60
 """How many snapshots and views the matrix compares; of more, the newest ones."""
@@ -86,6 +91,23 @@ class HolderSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckoutSpace:
+    """A directory outside of the store whose links need packs whole, and what it holds for them.
+
+    ``snapshot`` and ``link``: what it shows and how its files came to be; empty while it is made.
+    """
+
+    number: int
+    kind: str
+    directory: bytes
+    created_ns: int
+    snapshot: str
+    link: str
+    reached_bytes: int
+    exclusive_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Growth:
     """The store as it was when a snapshot had been made, counting what is still there."""
 
@@ -125,6 +147,7 @@ class Overview:
     seconds: float
     usage: StoreUsage
     spaces: list[HolderSpace] = field(default_factory=list)
+    checkouts: list[CheckoutSpace] = field(default_factory=list)
     growth: list[Growth] = field(default_factory=list)
     matrix: Matrix = Matrix((), (), ())
     prunes: list[Prune] = field(default_factory=list)
@@ -137,10 +160,11 @@ class Overview:
 
 @dataclass(slots=True)
 class _Found:
-    """Snapshots, oldest first, and views, as of one moment; each at the number of its holder."""
+    """Snapshots, oldest first, views and checkouts: holders are in this order, and others last."""
 
     snapshots: list[SnapshotInfo] = field(default_factory=list)
     views: list[ViewRow] = field(default_factory=list)
+    checkouts: list[Manifest] = field(default_factory=list)
     holders: list[Holder] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
 
@@ -154,6 +178,7 @@ def take_overview(store: Store, progress: OnProgress | None = None) -> Overview:
     sharing = measure_sharing(store, found.holders, progress)
     trees = TreeReader(store)
     overview.spaces = list(_spaces(store, trees, found, sharing))
+    overview.checkouts = list(_checkouts(found, sharing))
     overview.growth = _growth(overview.spaces)
     overview.matrix = _matrix(overview.spaces, sharing)
     overview.prunes = list(_prunes(found.snapshots, sharing, made_ns))
@@ -170,38 +195,58 @@ def take_overview(store: Store, progress: OnProgress | None = None) -> Overview:
 
 def _find_holders(store: Store) -> _Found:
     found = _Found()
-    snapshots: list[tuple[SnapshotInfo, Holder]] = []
+    found.checkouts, damaged = read_checkouts(store)
+    found.gaps += [Gap(f"checkout {it.number}: {it.why}", ()) for it in damaged]
     with store.reading() as txn:
-        for key, row in txn.scan(Table.SNAPSHOTS):
-            try:
-                info, record_id = decode_snapshot_row(row)
-            except StoreError as exc:
-                found.gaps.append(Gap(f"the row of snapshot {_text(key)}: {exc}", ()))
-            else:
-                snapshots.append((info, Holder("snapshot", info.name, (record_id,))))
+        snapshots = list(_sound_rows(txn, Table.SNAPSHOTS, decode_snapshot_row, found.gaps))
+        views = list(_sound_rows(txn, Table.VIEWS, decode_view_row, found.gaps))
         pins = pins_by_owner(txn)
-        views: list[tuple[ViewRow, Holder]] = []
-        for key, row in txn.scan(Table.VIEWS):
-            try:
-                view = decode_view_row(row)
-            except StoreError as exc:
-                found.gaps.append(Gap(f"the row of view {_text(key)}: {exc}", ()))
-            else:
-                owner = view_owner_key(view.view_id)
-                roots = (view.root_id, *pins.pop(owner, ()))
-                views.append((view, Holder("view", view.name, roots)))
     snapshots.sort(key=lambda pair: (pair[0].sequence, pair[0].name))
     found.snapshots = [info for info, _ in snapshots]
-    found.views = [view for view, _ in views]
-    found.holders = [holder for _, holder in (*snapshots, *views)]
+    found.holders = [Holder("snapshot", info.name, (root_id,)) for info, root_id in snapshots]
+    for view in views:
+        held = pins.pop(view_owner_key(view.view_id), ())
+        if not view.name.startswith(EPHEMERAL_PREFIX) or view_owner(store, view.name) is not None:
+            found.views.append(view)
+            found.holders.append(Holder("view", view.name, (view.root_id, *held)))
+    for manifest in found.checkouts:
+        held = pins.pop(checkout_owner(manifest.number), ())
+        found.holders.append(Holder("checkout", str(manifest.number), held))
     pins.pop(TOMBSTONE_OWNER, None)
-    for owner, record_ids in sorted(pins.items()):
-        found.holders.append(Holder("other", os.fsdecode(owner), record_ids))
+    for owner, held in sorted(pins.items()):
+        is_process = owner.startswith(OWNER_PREFIX)
+        # Of a dead process gc drops them.
+        if not is_process or not is_dead(store.layout, store.disk, owner, tidy=False):
+            found.holders.append(Holder("other", owner.decode(errors="backslashreplace"), held))
     return found
 
 
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
+def _sound_rows(
+    txn: ReadTxn, table: Table, decode: Callable[[bytes], T], gaps: list[Gap]
+) -> Iterator[T]:
+    for key, row in txn.scan(table):
+        try:
+            yield decode(row)
+        except StoreError as exc:
+            name = key.decode(errors="backslashreplace")
+            gaps.append(Gap(f"the row {name} of {table.name}: {exc}", ()))
+
+
+def _checkouts(found: _Found, sharing: Sharing) -> Iterator[CheckoutSpace]:
+    reached = sharing.reached()
+    first = len(found.snapshots) + len(found.views)
+    for number, manifest in enumerate(found.checkouts, start=first):
+        shown = manifest.now or manifest.next
+        yield CheckoutSpace(
+            manifest.number,
+            manifest.kind,
+            manifest.directory,
+            manifest.created_ns,
+            shown.snapshot if shown is not None else "",
+            shown.link if shown is not None else "",
+            reached[number].stored_bytes,
+            sharing.only_in([number]).stored_bytes,
+        )
 
 
 def _spaces(

@@ -158,15 +158,16 @@ def new_bytes_chart(points: Sequence[Growth], size: SizeText) -> Chart:
         if is_cut:
             place = points.index(largest)
             is_left = place < len(points) / 2
+            edge = place + 0.4 if is_left else place - 0.4
             axes.annotate(
                 f"\N{UPWARDS ARROW} {size(largest.new_bytes)}, cut off here",
-                (place, shown_bytes / divisor),
-                (8 if is_left else -8, -12),
+                (edge, shown_bytes / divisor),
+                (6 if is_left else -6, -10),
                 textcoords="offset points",
                 ha="left" if is_left else "right",
             )
         places = _spread(len(points), sheet.ticks_max)
-        axes.set_xticks(places, [_short(points[place].name) for place in places])
+        axes.set_xticks(places, [short(points[place].name) for place in places])
         axes.set_ylim(0, max(shown_bytes / divisor, 1e-9))
         axes.margins(x=0.02)
 
@@ -181,7 +182,8 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round(number * (count - 1) / (wanted - 1)) for number in range(wanted)]
 
 
-def _short(name: str, length: int = 18) -> str:
+def short(name: str, length: int = 18) -> str:
+    """Return a name that fits below a bar: of a long one, its begin and its end."""
     return (
         name if len(name) <= length else f"{name[: length - 8]}\N{HORIZONTAL ELLIPSIS}{name[-7:]}"
     )
@@ -219,7 +221,8 @@ def prune_chart(prunes: Sequence[Prune], size: SizeText) -> Chart:
         for number, (bar, prune) in enumerate(zip(bars, prunes, strict=True)):
             bar.set_gid(f"tip-{number}")
             sheet.tips[f"tip-{number}"] = [f"{prune.rule}: {size(prune.freed_bytes)} freed"]
-        rules = [prune.rule.replace(" --", "\n--") for prune in prunes]
+        rules = [prune.rule.replace(" --", ", ").replace("keep-", "") for prune in prunes]
+        rules = [rule.removeprefix("--") for rule in rules]
         axes.set_yticks(range(len(prunes)), rules)
         axes.invert_yaxis()
 

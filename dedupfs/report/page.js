@@ -2,12 +2,13 @@
 // The page is complete without this: here times become the reader's own, and tables sort.
 (() => {
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "your time zone";
-  const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const brief = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   for (const element of document.querySelectorAll("time")) {
     const moment = new Date(element.dateTime);
     if (!Number.isNaN(moment.valueOf())) {
       element.title = element.dateTime;
-      element.textContent = format.format(moment);
+      element.textContent = (element.closest("td") ? brief : exact).format(moment);
     }
   }
   for (const element of document.querySelectorAll(".zone")) {

@@ -23,6 +23,7 @@ from dedupfs.report.charts import (
     growth_chart,
     new_bytes_chart,
     prune_chart,
+    short,
 )
 from dedupfs.transfer.report import printable
 
@@ -40,7 +41,7 @@ def render(overview: Overview, version: str, size: SizeText) -> str:
         finalize=_shown,
     )
     environment.filters.update(
-        size=size, when=when, iso=iso, name=_name, percent=percent, count="{:,}".format
+        size=size, when=when, iso=iso, name=_name, percent=percent, short=short, count="{:,}".format
     )
     parts = disk_parts(overview.usage)
     return environment.get_template("page.html").render(

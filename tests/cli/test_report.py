@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dedupfs.maintenance.usage import exclusive_bytes
+from dedupfs.store import Store
 from tests.cli.conftest import Run
 
 
@@ -51,7 +53,7 @@ def test_without_a_target_it_says_what_is_missing(filled: Path, run: Run) -> Non
     assert "-o report.html" in run("report", filled, code=2).err
 
 
-def test_the_json_has_the_numbers_of_stats_and_du(filled: Path, run: Run) -> None:
+def test_the_json_has_the_numbers_of_stats_and_of_a_removal(filled: Path, run: Run) -> None:
     run("gc", filled)
     found: dict[str, Any] = run("report", filled, "--json").json
     usage = run("stats", filled, "--json").json
@@ -61,13 +63,12 @@ def test_the_json_has_the_numbers_of_stats_and_du(filled: Path, run: Run) -> Non
     assert {space["name"] for space in found["snapshots"]} == listed.keys()
     for space in found["snapshots"]:
         assert space["logical_bytes"] == listed[space["name"]]["logical_bytes"]
-        assert space["exclusive_bytes"] == listed[space["name"]]["exclusive_bytes"]
     assert found["views"] == []
     assert found["matrix"]["names"] == ["first", "second", "third"]
     (prune,) = [found for found in found["prunes"] if found["rule"] == "--keep-last 2"]
     assert prune["removed"] == ["first"]
-    dry = run("rm", filled, "first", "--dry-run", "--json").json
-    assert prune["freed_bytes"] == dry["freed_bytes"]
+    with Store.open(filled) as store:
+        assert prune["freed_bytes"] == exclusive_bytes(store, ["first"]).stored_bytes
 
 
 def test_json_may_go_to_a_file(filled: Path, tmp_path: Path, run: Run) -> None:
@@ -87,7 +88,7 @@ def test_an_old_report_stays_when_the_new_one_fails(filled: Path, tmp_path: Path
     target.write_text("old")
     run("report", tmp_path / "no store", "-o", target, code=2)
     assert target.read_text() == "old"
-    run("report", filled, "-o", target)
+    run("report", filled, "--json", "-o", target)
     assert target.read_text() != "old"
 
 
@@ -98,15 +99,15 @@ def test_a_directory_that_is_not_there_is_one_line(filled: Path, tmp_path: Path,
 
 
 def test_a_directory_is_no_file_to_write(filled: Path, tmp_path: Path, run: Run) -> None:
-    assert "cannot write" in run("report", filled, "-o", tmp_path, code=7).err
+    assert "cannot write" in run("report", filled, "--json", "-o", tmp_path, code=7).err
 
 
 def test_a_link_to_a_report_stays_a_link(filled: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "real.html").write_text("old")
     (tmp_path / "link.html").symlink_to("real.html")
-    run("report", filled, "-o", tmp_path / "link.html")
+    run("report", filled, "--json", "-o", tmp_path / "link.html")
     assert (tmp_path / "link.html").is_symlink()
-    assert (tmp_path / "real.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "real.html").read_text().startswith("{")
 
 
 def test_a_pipe_is_written_to_and_not_replaced(filled: Path, tmp_path: Path, run: Run) -> None:

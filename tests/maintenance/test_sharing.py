@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedupfs.format.keys import decode_location, decode_pack_row, encode_pack_key
+from dedupfs.format.manifest import Manifest, Shown
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.format.tree import references
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.overview import HolderSpace, Overview, take_overview
 from dedupfs.maintenance.sharing import Holder, Sharing, measure_sharing
+from dedupfs.maintenance.usage import exclusive_bytes
 from dedupfs.model import PackKind, RecordId, RecordKind
+from dedupfs.namespace.checkouts import begin_checkout
 from dedupfs.namespace.rows import decode_snapshot_row
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import View
@@ -103,7 +106,10 @@ def require_the_model(store: Store) -> Sharing:
     for number, held in enumerate(sharing.reached()):
         assert held.stored_bytes == matrix[number][number]
         assert held.records == len(model.reached[names[number]])
-        assert sharing.only_in([number]).stored_bytes == model.only_in({names[number]})
+        alone = sharing.only_in([number])
+        assert alone.stored_bytes == model.only_in({names[number]})
+        played = exclusive_bytes(store, [names[number]])
+        assert (alone.stored_bytes, alone.records) == (played.stored_bytes, played.records)
     half = range(0, len(names), 2)
     assert sharing.only_in(half).stored_bytes == model.only_in({names[n] for n in half})
     everything = model.only_in(set(names))
@@ -231,12 +237,39 @@ def test_what_a_running_command_holds_is_nobodys_exclusively(three: Store) -> No
     owner = b"p" + b"0123456789abcdef"
     with three.transaction() as txn:
         txn.pin(owner, chunk)
+    assert _space(take_overview(three), "third").exclusive_bytes == before  # it is dead
+    lock = three.disk.open(three.layout.owner_lock(owner), create=True)
+    assert three.disk.lock(lock)
     size = decode_location(three.db.record_row(chunk) or b"")[0].stored_bytes + HEADER_BYTES
     overview = take_overview(three)
     assert _space(overview, "third").exclusive_bytes == before - size
     assert {space.kind for space in overview.spaces} == {"snapshot"}
+    lock.close()
     with three.transaction() as txn:
         txn.unpin(owner, chunk)
+
+
+def test_a_checkout_keeps_what_it_shows_when_the_snapshot_has_gone(three: Store) -> None:
+    info = SnapshotCatalog(three).get("third")
+    with begin_checkout(three) as registration:
+        registration.hold([info.root])
+        shown = Shown(info.name, info.sequence, b"", info.root, "symlink")
+        manifest = Manifest(registration.number, "checkout", "token", b"/somewhere", 7, shown)
+        registration.save(manifest)
+    collect(three)
+    before = take_overview(three)
+    (checkout,) = before.checkouts
+    assert (checkout.directory, checkout.snapshot, checkout.link) == (
+        b"/somewhere",
+        "third",
+        "symlink",
+    )
+    assert checkout.exclusive_bytes == 0
+    SnapshotCatalog(three).remove(["third"])
+    assert collect(three).stored_bytes == _space(before, "third").exclusive_bytes
+    (alone,) = take_overview(three).checkouts
+    assert alone.reached_bytes == checkout.reached_bytes
+    assert alone.exclusive_bytes > checkout.reached_bytes / 2
 
 
 def _space(overview: Overview, name: str) -> HolderSpace:
@@ -282,7 +315,7 @@ def test_the_largest_files_and_directories_are_those_of_the_source(
     for file in found:
         assert (source / file.path.decode()).stat().st_size == file.logical_bytes
     assert overview.largest.is_complete
-    assert [directory.path for directory in overview.directories] == [b"sub", b"sub/deep"][:1]
+    assert [directory.path for directory in overview.directories] == [b"", b"sub"]
 
 
 def test_of_many_snapshots_the_matrix_compares_the_newest(filled: Store) -> None:
