@@ -65,6 +65,12 @@ class StoreFullError(StoreError):
     exit_code = 5
 
 
+class QuotaError(StoreFullError):
+    """A limit that somebody has set for the store or the view is reached."""
+
+    errno = errno.EDQUOT
+
+
 class FileLimitError(StoreError):
     """The store's file system has no files that long, or the process may not write them."""
 

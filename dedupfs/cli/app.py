@@ -20,6 +20,7 @@ PRUNE = "dedupfs.cli.prune"
 REPORT = "dedupfs.cli.report"
 DEDUPE = "dedupfs.cli.dedupe"
 CHECKPOINTS = "dedupfs.cli.checkpoints"
+LIMITS = "dedupfs.cli.limits"
 
 Section = dict[str, tuple[str, str]]
 
@@ -54,6 +55,7 @@ SECTIONS: dict[str, Section] = {
         "stats": (SPACE, "Show what a store holds and takes."),
         "du": (SPACE, "Show what each snapshot and view takes."),
         "report": (REPORT, "Draw a store as one HTML page."),
+        "limit": (LIMITS, "Show or set how much a store or a view may take."),
         "gc": (STORES, "Free the space of what nothing refers to."),
         "check": (STORES, "Verify that index, packs and trees agree."),
         "scrub": (STORES, "Read everything and verify each byte."),

@@ -29,6 +29,7 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 @click.option("--view", metavar="V", help="Write into this view (default: 'default').")
 @click.option("--ephemeral", is_flag=True, help="Write into a view that goes with the mount.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own, for good.")
 @click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
@@ -39,6 +40,7 @@ def mount(
     view: str | None,
     ephemeral: bool,
     read_only: bool,
+    limit: str | None,
     no_writeback: bool,
     foreground: bool,
     allow_other: bool,
@@ -53,6 +55,8 @@ def mount(
     """
     if (view is not None) + ephemeral + read_only > 1:
         raise UsageError("--view, --ephemeral and --read-only exclude each other")
+    if limit is not None and read_only:
+        raise UsageError("--limit is for what is written: not with --read-only")
     body = functools.partial(
         _serve,
         Path(os.path.abspath(store)),
@@ -64,6 +68,7 @@ def mount(
         read_only=read_only,
         allow_other=allow_other,
         cached_writes=not no_writeback,
+        limit_bytes=None if limit is None else output.parse_size(limit),
     )
     if foreground:
         body(_tell_service_manager)
@@ -83,6 +88,7 @@ def _serve(
     read_only: bool,
     allow_other: bool,
     cached_writes: bool,
+    limit_bytes: int | None,
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
@@ -99,6 +105,7 @@ def _serve(
         read_only,
         allow_other,
         cached_writes,
+        limit_bytes,
         supervisor=os.getpid(),
     )
     if foreground:

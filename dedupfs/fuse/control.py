@@ -107,6 +107,9 @@ class ControlServer:
             case live.Fold():
                 await self.housekeeper.fold()
                 return live.Done()
+            case live.LookAtLimits():
+                self.housekeeper.look_at_limits()
+                return live.Done()
             case live.Stop():
                 self.stop()
                 return live.Done()

@@ -41,6 +41,10 @@ class Housekeeper:
             await self._prepare()
             self._view.fold()
 
+    def look_at_limits(self) -> None:
+        """Take over limits that were changed."""
+        self._view.quota.reload()
+
     async def commit(self, name: str, path: bytes, tags: dict[str, str]) -> SnapshotInfo:
         """Freeze the view, or a directory of it, as a snapshot.
 
@@ -61,6 +65,13 @@ class Housekeeper:
         while self._view.give_back():
             await trio.lowlevel.checkpoint()
 
+    async def _count_held(self) -> None:
+        """Find out what a limited view holds, while requests are answered."""
+        count = self._view.quota.count()
+        if count is not None:
+            await trio.to_thread.run_sync(count.run)
+            self._view.quota.counted(count)
+
     async def run(self) -> None:
         """Fold whenever the view wants it; a failure is logged and tried again, never fatal."""
         while True:
@@ -69,6 +80,7 @@ class Housekeeper:
                 if self._view.wants_fold():
                     await self.fold()
                     await self._give_back()
+                await self._count_held()
                 continue
             except DedupfsError as exc:
                 log.error("fold failed, will be tried again view=%s: %s", self._view.name, exc)

@@ -51,6 +51,8 @@ class MountOptions:
     cached_writes: bool = True
     """Let the kernel keep writes in its page cache; only ever done where a supervisor is, which
     has another daemon get them."""
+    limit_bytes: int | None = None
+    """Limit the view to so many bytes from now on; None: as it was limited before."""
     supervisor: int = 0
     """Process that starts another daemon when this one dies; 0: there is none."""
 
@@ -148,6 +150,8 @@ def opened_view(store: Store, options: MountOptions, mountpoint: Path) -> Iterat
             store, options.view, snapshot=options.snapshot, mountpoint=str(mountpoint)
         )
     try:
+        if options.limit_bytes is not None:
+            view.quota.set_limit(options.limit_bytes)
         yield view
     finally:
         view.close()

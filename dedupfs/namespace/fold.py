@@ -236,6 +236,9 @@ class Folder:
                 stored = txn.get(Table.VIEWS, key)
                 if stored is None or decode_view_row(stored).view_id != self.row.view_id:
                     raise UsageError(f"view {self.row.name!r} was removed")
+                if row.held_bytes >= 0:
+                    held_bytes = row.held_bytes + txn.pending_bytes
+                    row = msgspec.structs.replace(row, held_bytes=held_bytes)
                 txn.put(Table.VIEWS, key, encode_view_row(row))
                 txn.add_reference(root_id)
                 txn.drop_reference(self.row.root_id)

@@ -259,6 +259,11 @@ class HandleTable:
             return SyncPlan(always)
         return SyncPlan(((file.staging.syncer, file.staging.promised), *always))
 
+    def adopt_found(self) -> None:
+        """Give up the room of bytes that the store turned out to have."""
+        for file in list(self._state.files.values()):
+            file.adopt_before_sync()
+
     def plan_fold(self) -> SyncPlan:
         """Plan to make durable what a fold would have to wait for.
 

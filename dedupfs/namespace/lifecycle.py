@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from dedupfs.errors import (
     CorruptError,
     StoreError,
@@ -41,6 +43,7 @@ from dedupfs.namespace.views import (
     why_kept,
 )
 from dedupfs.store.disk import File
+from dedupfs.store.limits import LIMIT_NAME
 from dedupfs.store.store import Store, Table
 
 VIEW_COUNTER = "view"
@@ -178,7 +181,7 @@ def _make(store: Store, name: str, base: str) -> ViewRow:
         )
     directory = view_directory(store.path, name)
     for left in store.disk.listdir(directory):  # of a view whose making a crash cut short
-        if left.startswith((JOURNAL_PREFIX, STAGING_PREFIX)):
+        if left.startswith((JOURNAL_PREFIX, STAGING_PREFIX, LIMIT_NAME)):
             store.disk.unlink(directory / left)
     with store.transaction() as txn:
         view_id = txn.next_number(VIEW_COUNTER)
@@ -199,6 +202,7 @@ def _make(store: Store, name: str, base: str) -> ViewRow:
     row = ViewRow(view_id, name, base, 1, root_id, root.created_ns)
     try:
         with store.transaction() as txn:
+            row = msgspec.structs.replace(row, held_bytes=txn.pending_bytes)
             txn.put(Table.VIEWS, name.encode(), encode_view_row(row))
             txn.add_reference(root_id)
     except BaseException:

@@ -5,8 +5,8 @@ Blocking and small, so that commands can use it without pyfuse3 or trio; the ans
 
     {"type": "commit", "name": ..., "path": base64, "tags": {...}}   -> {"type": "committed", ...}
     {"type": "status"}                                               -> {"type": "running", ...}
-    {"type": "fold"} | {"type": "stop"}                              -> {"type": "done"}
-    any of them                                                      -> {"type": "failed", ...}
+    {"type": "fold"} | {"type": "stop"} | {"type": "look-at-limits"} -> {"type": "done"}
+    any of them, and what an older daemon does not know              -> {"type": "failed", ...}
 """
 
 import os
@@ -51,11 +51,15 @@ class Fold(msgspec.Struct, frozen=True, tag="fold"):
     """Turn the journal into trees now."""
 
 
+class LookAtLimits(msgspec.Struct, frozen=True, tag="look-at-limits"):
+    """Limits of the store or of your view were changed: take them over."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Unmount and end in order; the answer comes before the end."""
 
 
-Request = Commit | Status | Fold | Stop
+Request = Commit | Status | Fold | LookAtLimits | Stop
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):

@@ -26,7 +26,9 @@ class ViewRow(msgspec.Struct, frozen=True, array_like=True):
     """A view in the index: where its root and its journal are.
 
     ``root_id`` is its VIEW_ROOT record (the row holds one reference to it); ``generation`` is that
-    of the journal that starts from this root.
+    of the journal that starts from this root. ``held_bytes`` is what records take that this view
+    alone holds: no less than that, as far as the view's own folds change it (see ``quota.py``);
+    -1 when nobody has counted.
     """
 
     view_id: int
@@ -35,6 +37,7 @@ class ViewRow(msgspec.Struct, frozen=True, array_like=True):
     generation: int
     root_id: RecordId
     created_ns: int
+    held_bytes: int = -1
 
 
 _view_decoder = msgspec.msgpack.Decoder(ViewRow)

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Self
 
 from dedupfs.errors import (
@@ -17,10 +16,9 @@ from dedupfs.errors import (
     NotPermittedError,
     ReadOnlyError,
     StoreError,
-    StoreFullError,
 )
 from dedupfs.format.tree import encode_view_root
-from dedupfs.model import NAME_BYTES_MAX, Attr, SnapshotInfo, TreeEntry
+from dedupfs.model import Attr, SnapshotInfo, TreeEntry
 from dedupfs.namespace import attributes, cloning, names
 from dedupfs.namespace.attributes import AttrChange
 from dedupfs.namespace.fold import Folder
@@ -29,8 +27,8 @@ from dedupfs.namespace.handover import LEDGER, NUMBERS, OWNER, VIEW_LOCK, Handov
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open_bare, take_over
 from dedupfs.namespace.names import Caller
+from dedupfs.namespace.quota import Quota, StatFs
 from dedupfs.namespace.readplan import ReadPlan
-from dedupfs.namespace.room import Room
 from dedupfs.namespace.views import delete_view
 from dedupfs.store.space import free_dead, punch
 from dedupfs.store.store import Store
@@ -50,19 +48,6 @@ SLICE_RECORDS = 256
 """How many records are freed at a time, since every request waits meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatFs:
-    """What statfs(2) answers: the store's file system, since that is what can fill up."""
-
-    block_bytes: int
-    blocks: int
-    blocks_free: int
-    blocks_available: int
-    inodes: int
-    inodes_free: int
-    name_bytes_max: int = NAME_BYTES_MAX
-
-
 class View:
     """One open view. Inodes are the kernel's nodeids; the root's is 1."""
 
@@ -73,7 +58,7 @@ class View:
         self.ledger = opened.ledger
         self._handles = HandleTable(opened.state, opened.ledger, read_only=opened.row is None)
         self._folder = Folder(opened.state, opened.row) if opened.row is not None else None
-        self._room = Room(store.path)
+        self.quota = Quota(store, self._folder, (self._let_go, self._fold_and_free))
         self._first_change_s: float | None = None
         self._last_change_s = 0.0
         if self._folder is not None and self._folder.has_changes():
@@ -196,6 +181,7 @@ class View:
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attr]:
         """Make a regular file and open it; return its handle and attributes."""
+        self.quota.require_name()
         now_ns = self._now()
         state = self._state
         directory = state.directory(parent)
@@ -220,6 +206,7 @@ class View:
         return self._make(parent, fresh, caller)
 
     def _make(self, parent: int, fresh: TreeEntry, caller: Caller) -> Attr:
+        self.quota.require_name()
         now_ns = self._now()
         directory = self._state.directory(parent)
         entry = names.make(self._state, directory, fresh, caller, now_ns)
@@ -227,6 +214,7 @@ class View:
 
     def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
         """Give an inode one more name."""
+        self.quota.require_name()
         now_ns = self._now()
         directory = self._state.directory(new_parent)
         names.link(self._state, inode, directory, new_name, now_ns)
@@ -270,6 +258,8 @@ class View:
 
     def setattr(self, inode: int, change: AttrChange) -> Attr:
         """Change attributes; return all of them."""
+        if change.size is not None and change.size > self._state.entry_of(inode).size:
+            self.quota.require_name()
         entry = attributes.setattr_(self._state, inode, change, self._now())
         attr = self._state.attr_as(inode, entry)
         if self._state.kernel_keeps_times:
@@ -298,6 +288,7 @@ class View:
         is_member: Callable[[int], bool] = lambda _gid: True,
     ) -> None:
         """Set an extended attribute; ``is_member``: whether the caller is of a file's group."""
+        self.quota.require_name(len(value))
         now_ns = self._now()
         attributes.setxattr(self._state, inode, name, value, flags, now_ns, is_member)
 
@@ -322,16 +313,8 @@ class View:
         return not self.read_only and cloning.is_unused(self._state.directory(inode))
 
     def statfs(self) -> StatFs:
-        """Return the room on the store's file system."""
-        found = os.statvfs(self._store.path)
-        return StatFs(
-            block_bytes=found.f_frsize,
-            blocks=found.f_blocks,
-            blocks_free=found.f_bfree,
-            blocks_available=found.f_bavail,
-            inodes=found.f_files,
-            inodes_free=found.f_ffree,
-        )
+        """Return the room on the store's file system, or within the limits."""
+        return self.quota.statfs()
 
     def is_volatile(self, inode: int) -> bool:
         """Whether other processes change what is in this directory: the catalogue's root."""
@@ -382,21 +365,21 @@ class View:
         Raises:
             StoreFullError: the disk is full; nothing was written.
         """
-        self._require_room(len(data))
+        self.quota.require(len(data))
         return self._handles.write(handle, file_offset, data, self._now())
 
-    def _require_room(self, length: int) -> None:
-        """Take room for new bytes; on a full disk, first give back what was deleted just now."""
-        try:
-            self._room.require(length)
-        except StoreFullError:
-            if self._folder is None or self._first_change_s is None:
-                raise
-            if not self._folder.drop_obsolete():
-                self.fold()
-                while self.give_back():
-                    continue
-            self._room.require(length)
+    def _let_go(self) -> None:
+        """Give back at once what costs no fold."""
+        if self._folder is not None:
+            self._handles.adopt_found()
+            self._folder.drop_obsolete()
+
+    def _fold_and_free(self) -> None:
+        """Give back what was deleted since the last fold."""
+        if self._first_change_s is not None:
+            self.fold()
+            while self.give_back():
+                continue
 
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""
@@ -484,4 +467,6 @@ class View:
         if self._folder is None:
             raise ReadOnlyError("a read-only mount has nothing to commit")
         when_ns = time.time_ns() if created_ns is None else created_ns
-        return self._folder.commit(snapshot, path, tags or {}, when_ns)
+        made = self._folder.commit(snapshot, path, tags or {}, when_ns)
+        self.quota.recount_soon()
+        return made

@@ -50,7 +50,7 @@ class Committer:
         if self.pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
             raise StoreFullError(f"{self.layout.root}: the disk is full")
         with self.db.writing() as raw:
-            txn = Transaction(raw, self.owner)
+            txn = Transaction(raw, self.owner, self.pending)
             self.active, self._thread = txn, threading.get_ident()
             try:
                 yield txn

@@ -184,15 +184,19 @@ def encode_config(config: StoreConfig) -> bytes:
 
 def write_config(layout: Layout, disk: Disk, config: StoreConfig) -> None:
     """Write dedupfs.json, the last step that makes a directory a store."""
-    text = encode_config(config)
-    new = layout.root / (CONFIG_NAME + ".new")
+    write_whole(disk, layout.config, encode_config(config))
+
+
+def write_whole(disk: Disk, path: Path, text: bytes) -> None:
+    """Write a small file so that after any crash it is the old one or the new one, whole."""
+    new = path.with_name(path.name + ".new")
     file = disk.open(new, create=True)
     disk.truncate(file, 0)
     disk.pwrite(file, [text], 0)
     disk.fsync(file)
     file.close()
-    disk.rename(new, layout.config)
-    disk.fsync_dir(layout.root)
+    disk.rename(new, path)
+    disk.fsync_dir(path.parent)
 
 
 def read_config(layout: Layout, disk: Disk) -> StoreConfig:

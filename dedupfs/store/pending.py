@@ -60,6 +60,11 @@ class Pending:
         header_bytes = 0 if pack in self.verbatim else HEADER_BYTES
         return pack, pack_offset - header_bytes, pack_offset + stored_bytes
 
+    @property
+    def stored_bytes(self) -> int:
+        """What all pending records take in packs, headers included."""
+        return sum(stop - start for _, start, stop in map(self.range_of, self.rows.values()))
+
     def gaps_of(self, verbatim: VerbatimPack) -> Iterator[tuple[int, int]]:
         """Yield the ranges of a verbatim pack that none of its chunks covers.
 

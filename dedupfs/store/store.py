@@ -336,11 +336,7 @@ class Store:
         return record_id in self._pending.rows or self.db.record_row(record_id) is not None
 
     def locate(self, record_id: RecordId) -> Location:
-        """Return where a record lies.
-
-        Raises:
-            MissingRecordError: no such record.
-        """
+        """Return where a record lies, or raise MissingRecordError."""
         return decode_location(self._row(record_id))[0]
 
     def _row(self, record_id: RecordId) -> bytes:
@@ -474,6 +470,11 @@ class Store:
         """
         return self._committer.transaction()
 
+    @property
+    def pending_bytes(self) -> int:
+        """What the next transaction will commit takes; O(its records)."""
+        return self._pending.stored_bytes
+
     def reading(self) -> AbstractContextManager[ReadTxn]:
         """Return a context with one consistent, committed state of the index."""
         return self.db.reading()
@@ -485,8 +486,7 @@ class Store:
     def drop_tails(self) -> None:
         """Cut off what processes that have ended put and never committed.
 
-        Otherwise ``reindex`` would find it. Within a transaction this reaches whatever was put in
-        one.
+        Otherwise ``reindex`` would find it. Within a transaction this reaches all that was put.
         """
         self.packs.drop_tails()
 

@@ -11,14 +11,18 @@ from dedupfs.format.keys import META_COUNTER, decode_count, encode_count, split_
 from dedupfs.model import RecordId
 from dedupfs.store.db import Table, WriteTxn
 from dedupfs.store.owner import Owner
+from dedupfs.store.pending import Pending
 
 
 class Transaction(WriteTxn):
     """The one write transaction of all processes; made by ``Store.transaction``."""
 
-    def __init__(self, txn: WriteTxn, owner: Owner | None = None) -> None:
+    def __init__(
+        self, txn: WriteTxn, owner: Owner | None = None, pending: Pending | None = None
+    ) -> None:
         super().__init__(txn.raw, txn.handles)
         self._owner = owner
+        self._pending = pending
         self.deltas: Counter[RecordId] = Counter()
 
     def next_number(self, counter: str) -> int:
@@ -28,6 +32,11 @@ class Transaction(WriteTxn):
         number = (decode_count(row) if row is not None else 0) + 1
         self.put(Table.META, key, encode_count(number))
         return number
+
+    @property
+    def pending_bytes(self) -> int:
+        """What the records take that this transaction will insert, at most; O(those)."""
+        return self._pending.stored_bytes if self._pending is not None else 0
 
     def add_reference(self, record_id: RecordId, count: int = 1) -> None:
         """Count ``count`` more references to a record, pending or in the index."""

@@ -20,6 +20,7 @@ from dedupfs.namespace.contents import hole_bytes, store_content, total_bytes
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store, Table
+from dedupfs.store.limits import StoreLimit
 from dedupfs.transfer.builder import TreeBuilder, object_entry
 from dedupfs.transfer.filedata import FileStorer
 from dedupfs.transfer.gather import Gatherer, Item
@@ -77,7 +78,7 @@ def ingest_tree(
     Raises:
         UsageError, ExistsError: the name, or the directory has to do with the store's; nothing
             was read. SourceError: the directory itself cannot be read.
-        StoreError: the store failed; no snapshot was made.
+        QuotaError: the store is at its limit. StoreError: it failed; no snapshot was made.
     """
     started = time.monotonic()
     options = options or IngestOptions()
@@ -155,6 +156,7 @@ class _Import:
         self._on_progress = progress
         self._progress = Progress(found.files, found.size_bytes)
         self._storer = FileStorer(store, self._block_stored)
+        self._limit = StoreLimit(store)
         self._pending_bytes = 0
         self._pinned_extents = 0
         self._has_pins = False
@@ -319,6 +321,7 @@ class _Import:
         self.report.bytes_read += length
         self._progress.bytes_done += length
         self._pending_bytes += length
+        self._limit.added(length)
         if extents and self._pending_bytes >= self._options.pending_bytes_max:
             loose = [e.chunk_id for e in extents[self._pinned_extents :] if e.chunk_id != HOLE]
             self._pinned_extents = len(extents)
