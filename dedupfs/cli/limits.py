@@ -86,6 +86,10 @@ def limit(store: Path, size: str | None, view: str | None, as_json: bool) -> Non
     with open_store(store) as opened:
         if size is not None:
             _set(opened, view, None if size == NO_LIMIT else output.parse_size(size))
+        if view is not None:
+            _fold(
+                store, view
+            )  # what was deleted, or turned out to be there already, counts no more
         budget = store_budget(opened) if view is None else view_budget(opened, view)
     if size is not None:
         _tell_daemons(store, view)
@@ -113,6 +117,13 @@ def size_or(count: int | None, text: str) -> str:
     return text if count is None else output.size(count)
 
 
+def budget_text(budget: Budget) -> str:
+    """Return a limit and its use in one line."""
+    if budget.limit_bytes is None:
+        return NO_LIMIT
+    return f"{output.size(budget.limit_bytes)}, {size_or(budget.use_bytes, '?')} used"
+
+
 def _set(store: "Store", view: str | None, limit_bytes: int | None) -> None:
     from dedupfs.namespace.rows import check_name
     from dedupfs.namespace.views import find_view, view_directory
@@ -127,6 +138,14 @@ def _set(store: "Store", view: str | None, limit_bytes: int | None) -> None:
             raise NotFoundError(f"no view {view!r} in {store.path}")
         directory = view_directory(store.path, view)
     write_limit(store.disk, directory, limit_bytes)
+
+
+def _fold(store: Path, view: str) -> None:
+    from dedupfs.namespace import live
+
+    daemon = live.daemon_of_view(store, view)
+    if daemon is not None:
+        live.ask(daemon.socket_path, live.Fold())
 
 
 def _tell_daemons(store: Path, view: str | None) -> None:

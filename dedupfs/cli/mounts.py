@@ -250,17 +250,21 @@ def view() -> None:
 @STORE
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_(store: Path, as_json: bool) -> None:
-    """List the views of STORE, and where they are mounted.
+    """List the views of STORE, where they are mounted, and what limited ones hold of their own.
 
     \b
     Example:
       dedupfs view list store/
     """
+    from dedupfs.cli.limits import size_or, view_budget
     from dedupfs.namespace.views import list_views, view_owner
     from dedupfs.store.store import Store
 
     with Store.open(store) as opened:
-        found = [(row, view_owner(opened, row.name)) for row in list_views(opened)]
+        found = [
+            (row, view_owner(opened, row.name), view_budget(opened, row.name, counted=False))
+            for row in list_views(opened)
+        ]
     if as_json:
         output.print_json_array(
             {
@@ -269,21 +273,25 @@ def list_(store: Path, as_json: bool) -> None:
                 "created_ns": row.created_ns,
                 "pid": owner.pid if owner else None,
                 "mountpoint": owner.mountpoint if owner else None,
+                "limit_bytes": budget.limit_bytes,
+                "used_bytes": budget.use_bytes,
             }
-            for row, owner in found
+            for row, owner, budget in found
         )
         return
     output.print_table(
-        ("VIEW", "BASE", "CREATED", "PID", "MOUNTED ON"),
+        ("VIEW", "BASE", "CREATED", "LIMIT", "USED", "PID", "MOUNTED ON"),
         [
             (
                 row.name,
                 row.base or "(all snapshots)",
                 output.time_text(row.created_ns),
+                size_or(budget.limit_bytes, ""),
+                size_or(budget.use_bytes, ""),
                 str(owner.pid) if owner else "",
                 owner.mountpoint if owner else "",
             )
-            for row, owner in found
+            for row, owner, budget in found
         ],
     )
 

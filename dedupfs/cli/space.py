@@ -43,19 +43,23 @@ def stats(store: Path, as_json: bool) -> None:
     holes      what was freed inside packs and given back to the disk
     copies     what plain copies of all snapshots and views would take
     ratio      logical bytes for each byte on disk
+    limit      what the store may take, and what of that is used
 
     \b
     Example:
       dedupfs stats store/ --json
     """
+    from dedupfs.cli.limits import budget_text, store_budget
     from dedupfs.maintenance.usage import store_usage
 
     with open_store(store) as opened:
         usage = store_usage(opened)
+        budget = store_budget(opened)
     if as_json:
-        output.print_json(_usage_json(usage))
+        limits = {"limit_bytes": budget.limit_bytes, "used_bytes": budget.use_bytes}
+        output.print_json({**_usage_json(usage), **limits})
     else:
-        output.print_fields(_usage_fields(usage))
+        output.print_fields([*_usage_fields(usage), ("limit", budget_text(budget))])
     _tell_problems(store, usage.problems)
 
 

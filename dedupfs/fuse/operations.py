@@ -24,6 +24,7 @@ from dedupfs.errors import (
     NamespaceError,
     NoAttributeError,
     NotFoundError,
+    QuotaError,
     StoreError,
     StoreFullError,
 )
@@ -85,7 +86,8 @@ def reply_later(
 
 def _failure(op: str, args: tuple[object, ...], exc: Exception) -> pyfuse3.FUSEError:
     """Return the answer to a request that failed with ``exc``, and log what must be known."""
-    if isinstance(exc, NamespaceError | FileLimitError):  # ordinary, or the caller's mistake alone
+    # Ordinary, or the caller's alone; a limit is logged by who keeps it, once.
+    if isinstance(exc, NamespaceError | FileLimitError | QuotaError):
         return pyfuse3.FUSEError(exc.errno)
     if isinstance(exc, StoreFullError):  # the caller is told, and every caller after it
         log.info("disk full op=%s: %s", op, exc)

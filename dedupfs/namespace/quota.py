@@ -7,6 +7,7 @@ at hand; in between the view's row says how many bytes they are at most, since e
 it has stored, and knows nothing of what it let go of. Knows no request.
 """
 
+import logging
 import os
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ from dedupfs.namespace.views import view_directory
 from dedupfs.store.held import held_bytes
 from dedupfs.store.limits import StoreLimit, file_bytes, read_limit, store_use, write_limit
 from dedupfs.store.store import Store, Table
+
+log = logging.getLogger(__name__)
 
 NAME_COST_BYTES = 512
 """What a name, a link or a size is taken to cost: some of the journal, then of a tree."""
@@ -91,6 +94,7 @@ class Quota:
         self._counts = 0
         self._counted_s = float("-inf")
         self._count_s = 0.0
+        self._is_over = False
         self.is_limited = False
         self.reload()
 
@@ -142,8 +146,15 @@ class Quota:
                 make_room()
                 self._something_went()
             else:
+                self._is_over = False
                 return
-        take(length)
+        try:
+            take(length)
+        except QuotaError as exc:
+            if not self._is_over:
+                log.info("limit reached: %s", exc)
+            self._is_over = True
+            raise
 
     def _take_within_limits(self, length: int) -> None:
         self._store_limit.require(length)

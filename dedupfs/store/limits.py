@@ -19,6 +19,8 @@ from dedupfs.store.layout import write_whole
 from dedupfs.store.store import Store
 
 LIMIT_NAME = "limit.json"
+UNFINISHED_SUFFIX = ".new"
+"""Of files in run/ that are going to be packs."""
 FORMAT_VERSION = 1
 LIMIT_BYTES_MAX = (1 << 63) - 1
 _LOOK_BYTES = 8 << 20
@@ -76,8 +78,8 @@ def write_limit(disk: Disk, directory: Path, limit_bytes: int | None) -> None:
         disk.fsync_dir(directory)
 
 
-def file_bytes(directory: Path) -> int:
-    """Return what the files in a directory take on disk, without those that are packs as well."""
+def file_bytes(directory: Path, suffix: str = "") -> int:
+    """Return what files in a directory take on disk, without those that are packs as well."""
     found = 0
     try:
         with os.scandir(directory) as entries:
@@ -86,7 +88,7 @@ def file_bytes(directory: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # settled, or deleted, since its name was read
-                if status.st_nlink == 1:
+                if status.st_nlink == 1 and entry.name.endswith(suffix):
                     found += status.st_blocks * _BLOCK_BYTES
     except (FileNotFoundError, NotADirectoryError):
         return found
@@ -102,7 +104,7 @@ def store_use(store: Store) -> int:
     """
     with store.reading() as txn:
         found = sum(decode_pack_row(row).live_bytes for _, row in txn.scan(Table.PACKS))
-    found += store.pending_bytes + file_bytes(store.layout.run)
+    found += store.pending_bytes + file_bytes(store.layout.run, UNFINISHED_SUFFIX)
     views = store.path / "views"
     for name in store.disk.listdir(views):
         found += file_bytes(views / name)
@@ -126,6 +128,8 @@ class StoreLimit:
         self._left_bytes = 0
         self._unseen_bytes = 0
         self._look_s = self._looked_s = 0.0
+        self._taken = False
+        """Whether something was taken since the last look, so that what is left is but a guess."""
 
     def require(self, length: int) -> None:
         """Take ``length`` of what is left, before so many bytes are added.
@@ -136,7 +140,8 @@ class StoreLimit:
         if self.limit_bytes is None:
             return
         self._unseen_bytes += length
-        if self._is_stale() or (length > self._left_bytes and self._may_look()):
+        refused_before = not self._taken and not self._may_look()
+        if self._is_stale() or (length > self._left_bytes and not refused_before):
             self._look(self.limit_bytes)
         if length > self._left_bytes:
             raise QuotaError(
@@ -144,6 +149,7 @@ class StoreLimit:
                 f"delete something, or raise it with 'dedupfs limit {self._store.path} SIZE'"
             )
         self._left_bytes -= length
+        self._taken = True
 
     def added(self, length: int) -> None:
         """Hear that at most ``length`` bytes were added: for who cannot know how many are new.
@@ -155,6 +161,7 @@ class StoreLimit:
         if self._is_stale():
             self.reload()  # it may have changed during a long import
         self._left_bytes -= length
+        self._taken = True
         if self._left_bytes < 0:
             self.require(0)
 
@@ -176,5 +183,6 @@ class StoreLimit:
         begun_s = time.monotonic()
         self._left_bytes = limit_bytes - store_use(self._store)
         self._unseen_bytes = 0
+        self._taken = False
         self._looked_s = time.monotonic()
         self._look_s = self._looked_s - begun_s
