@@ -74,6 +74,14 @@ class Node:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
+class NoLimits:
+    """Of a view without a limit."""
+
+    @staticmethod
+    def count() -> None:
+        """Nothing is to be counted."""
+
+
 class FakeView:
     """See the module."""
 
@@ -91,6 +99,7 @@ class FakeView:
         self.closed = False
         self.fold_wanted = False
         self.ledger = Ledger()
+        self.quota = NoLimits()
         self._failures: dict[str, Exception] = {}
         self._add(stat.S_IFDIR | 0o755, Caller(os.geteuid(), os.getegid()))
 
