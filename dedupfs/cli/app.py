@@ -21,6 +21,7 @@ REPORT = "dedupfs.cli.report"
 DEDUPE = "dedupfs.cli.dedupe"
 CHECKPOINTS = "dedupfs.cli.checkpoints"
 LIMITS = "dedupfs.cli.limits"
+TOP = "dedupfs.cli.top"
 
 Section = dict[str, tuple[str, str]]
 
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Section] = {
         "umount": (MOUNTS, "Unmount and wait until all is put away."),
         "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
         "view": (MOUNTS, "List, compare and remove the views of a store."),
+        "top": (TOP, "Show what mounts are doing."),
     },
     "Snapshots": {
         "ls": (BROWSING, "List snapshots, or a directory of one."),

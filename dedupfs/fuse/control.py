@@ -35,13 +35,15 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 class ControlServer:
     """Answers on one socket. ``stop`` begins the orderly end of the mount.
 
-    ``idle_s_max``: how long a peer may take to say its request, or to hear the answer.
+    ``counters`` tells what the mount has done. ``idle_s_max``: how long a peer may take to say its
+    request, or to hear the answer.
     """
 
     socket_path: Path
     running: live.Running
     housekeeper: Housekeeper
     stop: Callable[[], None]
+    counters: Callable[[], live.Counted] | None = None
     idle_s_max: float = 10.0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -110,6 +112,10 @@ class ControlServer:
             case live.LookAtLimits():
                 self.housekeeper.look_at_limits()
                 return live.Done()
+            case live.Counters():
+                if self.counters is None:
+                    raise StoreError("nothing is counted here")
+                return self.counters()
             case live.Stop():
                 self.stop()
                 return live.Done()

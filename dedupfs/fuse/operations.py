@@ -55,14 +55,17 @@ def reply(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     pyfuse3 catches nothing but FUSEError: any other exception would end the whole mount.
     """
 
+    name = handler.__name__
+
     @functools.wraps(handler)
     async def answered(*args: Any) -> R:
+        args[0].requests[name] += 1
         try:
             return handler(*args)  # type: ignore[call-arg]
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
-            raise _failure(handler.__name__, args, exc) from exc
+            raise _failure(name, args, exc) from exc
 
     return cast(Callable[P, Coroutine[Any, Any, R]], answered)
 
@@ -72,20 +75,24 @@ def reply_later(
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     """Do as ``reply`` does for a handler that may have to wait."""
 
+    name = handler.__name__
+
     @functools.wraps(handler)
     async def answered(*args: P.args, **kwargs: P.kwargs) -> R:
+        cast(Any, args[0]).requests[name] += 1
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
-            raise _failure(handler.__name__, args, exc) from exc
+            raise _failure(name, args, exc) from exc
 
     return answered
 
 
 def _failure(op: str, args: tuple[object, ...], exc: Exception) -> pyfuse3.FUSEError:
     """Return the answer to a request that failed with ``exc``, and log what must be known."""
+    cast(Any, args[0]).totals["failed_requests"] += 1
     # Ordinary, or the caller's alone; a limit is logged by who keeps it, once.
     if isinstance(exc, NamespaceError | FileLimitError | QuotaError):
         return pyfuse3.FUSEError(exc.errno)
@@ -139,6 +146,8 @@ class Operations(pyfuse3.Operations):
         self.begin = view.begin_request
         self.answered = view.ledger.end
         """The last request that was dealt with without an await has its answer."""
+        self.requests = dict.fromkeys(_HANDLERS, 0)
+        self.totals = {"read_bytes": 0, "written_bytes": 0, "waited_reads": 0, "failed_requests": 0}
         self._view = view
         self._on_init = on_init
         self._in_threads = 0
@@ -330,13 +339,16 @@ class Operations(pyfuse3.Operations):
 
     @reply_later
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return cast(bytes, await self._read(fh, off, size))  # pyfuse3 takes any buffer
+        data = await self._read(fh, off, size)
+        self.totals["read_bytes"] += len(data)
+        return cast(bytes, data)  # pyfuse3 takes any buffer
 
     async def _read(self, fh: int, off: int, size: int) -> Buffer:
         plan = self._view.plan_read(fh, off, size)  # no await in here: one version of the file
         data = plan.run_cached(self._is_alone)
         if data is not None:
             return data  # pyfuse3 answers before anything else runs that could use its memory
+        self.totals["waited_reads"] += 1
         try:  # a thread hop costs about 90 us, so only bytes that need the disk pay it
             return await self._in_thread(plan.run)
         except StoreError:
@@ -348,7 +360,9 @@ class Operations(pyfuse3.Operations):
 
     @reply
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._view.write(fh, off, buf)
+        written = self._view.write(fh, off, buf)
+        self.totals["written_bytes"] += written
+        return written
 
     @reply
     def flush(self, fh: int) -> None:

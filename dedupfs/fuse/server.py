@@ -21,6 +21,7 @@ import trio
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.fuse import repeats
 from dedupfs.fuse.control import ControlServer
+from dedupfs.fuse.counting import Counting
 from dedupfs.fuse.handshake import Unanswered, unanswered
 from dedupfs.fuse.housekeeping import Housekeeper
 from dedupfs.fuse.operations import Operations
@@ -215,6 +216,7 @@ class LiveMount:
         self._answering = trio.Event()
         self._stopping = trio.Event()
         self._housekeeper = Housekeeper(view, self._quiet)
+        self._counting = Counting(view)
         self._session: Session | None = None
 
     async def run(self) -> None:
@@ -233,6 +235,7 @@ class LiveMount:
         if self._lost is not None:
             return self._go_on(self._lost)
         operations = Operations(self._view, on_init=self._answering.set)
+        self._counting.operations = operations
         options = self._options
         cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
         flags = MountFlags(options.read_only, options.allow_other, cached_writes)
@@ -246,6 +249,7 @@ class LiveMount:
 
     def _go_on(self, lost: Lost) -> Session:
         operations = Operations(self._view, on_init=self._answering.set, done=lost.done)
+        self._counting.operations = operations
         ledger = self._view.ledger
         session = Session.resume(
             operations,
@@ -277,7 +281,9 @@ class LiveMount:
         )
         name = self._options.stem + live.SOCKET_SUFFIX
         path = self._store_path / live.RUN_DIRECTORY / name
-        return ControlServer(path, running, self._housekeeper, self._stopping.set)
+        return ControlServer(
+            path, running, self._housekeeper, self._stopping.set, self._counting.tell
+        )
 
     async def _watch_signals(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

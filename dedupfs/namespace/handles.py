@@ -88,6 +88,10 @@ class HandleTable:
         self.settle_wanted: set[int] = set()
         """Inodes whose last handle is gone and whose bytes wait in staging files."""
 
+    def gauges(self) -> dict[str, int]:
+        """Return how many handles there are."""
+        return {"open_files": len(self._files), "open_directories": len(self._listings)}
+
     def restore(self) -> None:
         """Open again what the ledger has open: this daemon goes on where another one died."""
         mtimes_ns: dict[int, int] = {}

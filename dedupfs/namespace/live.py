@@ -6,6 +6,7 @@ Blocking and small, so that commands can use it without pyfuse3 or trio; the ans
     {"type": "commit", "name": ..., "path": base64, "tags": {...}}   -> {"type": "committed", ...}
     {"type": "status"}                                               -> {"type": "running", ...}
     {"type": "fold"} | {"type": "stop"} | {"type": "look-at-limits"} -> {"type": "done"}
+    {"type": "counters"}                                             -> {"type": "counted", ...}
     any of them, and what an older daemon does not know              -> {"type": "failed", ...}
 """
 
@@ -55,11 +56,15 @@ class LookAtLimits(msgspec.Struct, frozen=True, tag="look-at-limits"):
     """Limits of the store or of your view were changed: take them over."""
 
 
+class Counters(msgspec.Struct, frozen=True, tag="counters"):
+    """What have you done so far, and what do you hold?"""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Unmount and end in order; the answer comes before the end."""
 
 
-Request = Commit | Status | Fold | LookAtLimits | Stop
+Request = Commit | Status | Fold | LookAtLimits | Counters | Stop
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):
@@ -79,6 +84,20 @@ class Running(msgspec.Struct, frozen=True, tag="running"):
     read_only: bool
     supervisor: int = 0
     """The process that starts another daemon if this one dies, 0 if there is none."""
+
+
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    """What a daemon has done since it began, and what it holds.
+
+    Names have a unit. ``requests`` (by operation) and ``totals`` only grow while ``since_ns`` (in
+    nanoseconds since 1970) stays what it is; a daemon that took over begins anew. A newer daemon
+    may tell more, by other names; one that leaves a name out does not know.
+    """
+
+    since_ns: int
+    requests: dict[str, int]
+    totals: dict[str, int]
+    gauges: dict[str, int]
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -114,7 +133,7 @@ def _known_class(error_class: type[DedupfsError]) -> type[DedupfsError]:
     return StoreError
 
 
-Reply = Committed | Running | Done | Failed
+Reply = Committed | Running | Counted | Done | Failed
 
 _encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

@@ -60,6 +60,8 @@ class TreeReader:
         self._trees: OrderedDict[RecordId, tuple[Tree, _Page]] = OrderedDict()
         self._pages: OrderedDict[RecordId, _Page] = OrderedDict()
         self._entry_count = 0
+        self.reads = 0
+        """How many trees and pages were not in the cache so far."""
 
     def get(self, tree_id: RecordId) -> Tree:
         """Return the tree; its entries are empty when it is paged.
@@ -74,6 +76,7 @@ class TreeReader:
         if found is not None:
             self._trees.move_to_end(tree_id)
             return found
+        self.reads += 1
         tree = decode_tree(self._store.get(tree_id, RecordKind.TREE))
         loaded = tree, _Page(tree.entries)
         self._trees[tree_id] = loaded
@@ -85,6 +88,7 @@ class TreeReader:
         if page is not None:
             self._pages.move_to_end(page_id)
             return page
+        self.reads += 1
         page = _Page(decode_tree_page(self._store.get(page_id, RecordKind.TREE_PAGE)))
         self._pages[page_id] = page
         self._admit(len(page.entries))

@@ -405,6 +405,19 @@ class View:
         """Close a directory handle."""
         self._handles.releasedir(handle)
 
+    def totals(self) -> dict[str, int]:
+        """Return what was done since the view was opened; each only grows."""
+        return {**self._store.totals(), "tree_reads": self._state.trees.reads}
+
+    def gauges(self) -> dict[str, int]:
+        """Return what there is now."""
+        journal = self._state.journal
+        return {
+            **self._handles.gauges(),
+            "changed_files": len(self._state.files),
+            "journal_bytes": journal.size if journal is not None else 0,
+        }
+
     # --- housekeeping ----------------------------------------------------------------------------
 
     def wants_fold(self) -> bool:

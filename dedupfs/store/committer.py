@@ -60,6 +60,7 @@ class Committer:
                 raise
             finally:
                 self.active, self._thread = None, 0
+        self.pending.inserted_bytes += self.pending.stored_bytes
         self.pending.clear()
         self.packs.committed()
 

@@ -1,11 +1,11 @@
 """Records that this process has appended but not yet committed. Knows no disk and no index."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dedupfs.format.keys import unpack_record_row
-from dedupfs.format.pack import HEADER_BYTES
-from dedupfs.model import RecordId
+from dedupfs.format.keys import pack_record_row, unpack_record_row
+from dedupfs.format.pack import HEADER_BYTES, TableChunk
+from dedupfs.model import Codec, RecordId, RecordKind
 
 _PLACE = slice(4, 16)  # pack and offset inside a row of RECORDS (format/keys.py)
 
@@ -43,6 +43,10 @@ class Pending:
     verbatim: dict[int, VerbatimPack] = field(default_factory=dict)
     waste: list[tuple[int, int, int]] = field(default_factory=list)
     salts: dict[RecordId, int] = field(default_factory=dict)
+    found_bytes: int = 0
+    """Logical bytes that were found equal to a record's, since the store was opened."""
+    inserted_bytes: int = 0
+    """Stored bytes of records that were committed, since the store was opened."""
 
     def clear(self) -> None:
         """Forget all records: they are committed, or given up."""
@@ -64,6 +68,24 @@ class Pending:
     def stored_bytes(self) -> int:
         """What all pending records take in packs, headers included."""
         return sum(stop - start for _, start, stop in map(self.range_of, self.rows.values()))
+
+    def add_verbatim(
+        self, pack: int, file_bytes: int, table_id: RecordId, chunks: Sequence[TableChunk]
+    ) -> None:
+        """Take a verbatim pack with the chunks of it that are new."""
+        for chunk in chunks:
+            self.rows[chunk.chunk_id] = pack_record_row(
+                RecordKind.CHUNK,
+                Codec.RAW,
+                chunk.salt,
+                pack,
+                chunk.file_offset,
+                chunk.length,
+                chunk.length,
+                0,
+            )
+        ids = [chunk.chunk_id for chunk in chunks]
+        self.verbatim[pack] = VerbatimPack(pack, file_bytes, table_id, ids)
 
     def gaps_of(self, verbatim: VerbatimPack) -> Iterator[tuple[int, int]]:
         """Yield the ranges of a verbatim pack that none of its chunks covers.

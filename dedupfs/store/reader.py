@@ -94,6 +94,8 @@ class Reader:
         self._ahead = ReadAhead(disk)
         self.patience = Patience()
         self._scratch = _Scratch()
+        self.verified_chunks = 0
+        """How often a record was compared with its id, since the store was opened."""
 
     def read(self, pieces: Sequence[Piece]) -> bytes:
         """Return the bytes of ``pieces``, one behind the other; see ``Store.read``."""
@@ -269,6 +271,7 @@ class Reader:
                     f"{record_id.hex()}, actual {actual.hex()}"
                 )
             self._verified.add(record_id, row)
+            self.verified_chunks += 1
         return payload
 
     def _place(self, record_id: RecordId, pack: int, offset: int) -> str:

@@ -30,7 +30,6 @@ from dedupfs.format.pack import (
 from dedupfs.format.tree import references
 from dedupfs.model import (
     HOLE,
-    Codec,
     Extent,
     Location,
     RecordId,
@@ -53,7 +52,7 @@ from dedupfs.store.layout import (
 from dedupfs.store.openpack import OpenPacks
 from dedupfs.store.owner import Owner
 from dedupfs.store.packs import PackFiles
-from dedupfs.store.pending import Pending, VerbatimPack, place_of
+from dedupfs.store.pending import Pending, place_of
 from dedupfs.store.reader import Reader
 from dedupfs.store.settings import save_config
 from dedupfs.store.transaction import Transaction
@@ -310,6 +309,7 @@ class Store:
         The next transaction refuses when another record has this id by then. ``row`` is that of
         RECORDS. ``put`` and ``find_chunk`` do this themselves.
         """
+        self._pending.found_bytes += int.from_bytes(row[20:24], "little")  # logical: format/keys.py
         if record_id not in self._pending.rows:
             self._pending.matched[record_id] = place_of(row)
 
@@ -398,19 +398,7 @@ class Store:
         except BaseException:
             self.disk.unlink(path)
             raise
-        for chunk in fresh:
-            self._pending.rows[chunk.chunk_id] = pack_record_row(
-                RecordKind.CHUNK,
-                Codec.RAW,
-                chunk.salt,
-                pack,
-                chunk.file_offset,
-                chunk.length,
-                chunk.length,
-                0,
-            )
-        ids = [chunk.chunk_id for chunk in fresh]
-        self._pending.verbatim[pack] = VerbatimPack(pack, file_bytes, table_id, ids)
+        self._pending.add_verbatim(pack, file_bytes, table_id, fresh)
         return pack
 
     def chunk_table_of(self, txn: ReadTxn, pack: int) -> RecordId:
@@ -474,6 +462,14 @@ class Store:
     def pending_bytes(self) -> int:
         """What the next transaction will commit takes; O(its records)."""
         return self._pending.stored_bytes
+
+    def totals(self) -> dict[str, int]:
+        """Return what was done so far, by names that end in their unit."""
+        return {
+            "found_bytes": self._pending.found_bytes,
+            "inserted_bytes": self._pending.inserted_bytes,
+            "verified_chunks": self.reader.verified_chunks,
+        }
 
     def reading(self) -> AbstractContextManager[ReadTxn]:
         """Return a context with one consistent, committed state of the index."""

@@ -61,6 +61,7 @@ def new_chunks(
         payload = disk.pread(source, length, file_offset)
         if row is not None:
             equal = reader.equal(row, RecordKind.CHUNK, payload)
+            pending.found_bytes += length if equal else 0
         else:
             assert twin is not None
             equal = payload == disk.pread(source, twin.length, twin.file_offset)

@@ -77,6 +77,11 @@ class Node:
 class NoLimits:
     """Of a view without a limit."""
 
+    reloads = 0
+
+    def reload(self) -> None:
+        self.reloads += 1
+
     @staticmethod
     def count() -> None:
         """Nothing is to be counted."""

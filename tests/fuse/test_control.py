@@ -32,6 +32,7 @@ class Served:
         self.store = store
         self.view = view
         self.stopped = trio.Event()
+        self.counted = live.Counted(1, {"read": 2}, {"read_bytes": 3}, {"open_files": 4})
         self.path = store / "run" / (live.stem("fake") + live.SOCKET_SUFFIX)
 
     async def ask(self, request: live.Request) -> live.Reply:
@@ -47,7 +48,9 @@ async def served(open_directory: Path) -> AsyncIterator[Served]:
     served = Served(store, view)
     keeper = Housekeeper(view.as_view())
     async with trio.open_nursery() as nursery:
-        server = ControlServer(served.path, RUNNING, keeper, served.stopped.set)
+        server = ControlServer(
+            served.path, RUNNING, keeper, served.stopped.set, lambda: served.counted
+        )
         await nursery.start(server.run)
         yield served
         nursery.cancel_scope.cancel()
@@ -60,6 +63,12 @@ async def test_status_fold_and_stop(served: Served) -> None:
     assert served.view.calls == ["prepare_fold", "fold"]
     assert await served.ask(live.Stop()) == live.Done()
     assert served.stopped.is_set()
+
+
+async def test_counters_and_limits(served: Served) -> None:
+    assert await served.ask(live.Counters()) == served.counted
+    assert await served.ask(live.LookAtLimits()) == live.Done()
+    assert served.view.quota.reloads == 1
 
 
 async def test_a_commit_is_prepared_in_a_thread_first(served: Served) -> None:
