@@ -79,8 +79,15 @@ class Forecast:
         """The records of it."""
         return self._garbage.freed
 
-    def exclusive(self, snapshots: Iterable[str] = (), views: Iterable[str] = ()) -> Exclusive:
+    def exclusive(
+        self,
+        snapshots: Iterable[str] = (),
+        views: Iterable[str] = (),
+        owners: Iterable[bytes] = (),
+    ) -> Exclusive:
         """Return what removing all these gives back, on top of what is garbage already.
+
+        ``owners``: of pins that go (a checkout's).
 
         Raises:
             NotFoundError: one does not exist. CorruptError: its row is damaged.
@@ -95,6 +102,8 @@ class Forecast:
             release.drop_root(row.root_id, self.view_logical_bytes(row))
             self._drop_pins(release, view_owner_key(row.view_id))
             files += stat_files(view_files(self._store.path, name))
+        for owner in dict.fromkeys(owners):
+            self._drop_pins(release, owner)
         gone = Counter(inode_of(status) for status in files)
         disk_bytes = self._blocks.extra_bytes(release, gone) + blocks_of_files(files, gone)
         return Exclusive(
