@@ -232,8 +232,6 @@ class Applier:
         before = change.before
         state = state_at(fd, name, before or item, self._links)
         same = before is not None and _is_same_object(before, item)
-        if same and item.link_id in self._made_links:  # changed by another of its names
-            state = state_at(fd, name, item, self._links)
         if same and state is wanted:
             if state is State.PLAIN:
                 self._maker.apply_again(fd, name, item.entry, change.path)
@@ -324,8 +322,13 @@ class Applier:
 
 
 def _is_same_object(before: Item, after: Item) -> bool:
-    """Whether only attributes differ, so that what is there may stay."""
+    """Whether only attributes differ, so that what is there may stay.
+
+    Not one with several names: those that are still to come would not look as they were made.
+    """
     one, other = before.entry, after.entry
+    if before.link_id and one != other:
+        return False
     if stat.S_IFMT(one.mode) != stat.S_IFMT(other.mode) or before.link_id != after.link_id:
         return False
     same_data = one.content == other.content and one.rdev == other.rdev

@@ -22,6 +22,7 @@ DEDUPE = "dedupfs.cli.dedupe"
 CHECKPOINTS = "dedupfs.cli.checkpoints"
 LIMITS = "dedupfs.cli.limits"
 TOP = "dedupfs.cli.top"
+CHECKOUTS = "dedupfs.cli.checkouts"
 
 Section = dict[str, tuple[str, str]]
 
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Section] = {
     "In and out": {
         "import": (TRANSFERS, "Make a snapshot of a directory."),
         "export": (TRANSFERS, "Restore a snapshot to a directory or a tar stream."),
+        "checkout": (CHECKOUTS, "Make a snapshot a plain directory of links, without FUSE."),
         "dedupe": (DEDUPE, "Replace equal files of a directory by links to one copy."),
     },
     "Mounts and views": {

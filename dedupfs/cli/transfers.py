@@ -74,7 +74,7 @@ def import_(
     selection = selection_of(**selecting)
     if name is None:
         name = os.path.basename(os.path.realpath(directory))
-    complain = _Complaints()
+    complain = Complaints()
     with open_store(store) as opened, output.meter("importing") as bar:
         report = ingest_tree(
             opened,
@@ -102,13 +102,14 @@ def _shown_on(bar: output.Meter) -> "Callable[[Progress], None]":
     return show
 
 
-class _Complaints:
+class Complaints:
     """Prints the first problems as they come, and that there are more."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def __call__(self, problem: "Problem") -> None:
+        """Print a problem, unless there were too many."""
         self._count += 1
         if self._count <= PROBLEMS_SHOWN_MAX:
             output.note(str(problem))
@@ -127,7 +128,7 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
                 "logical_bytes": report.logical_bytes,
                 "bytes_read": report.bytes_read,
                 "seconds": round(report.seconds, 3),
-                "problems": _problems_json(report.problems),
+                "problems": problems_json(report.problems),
             }
         )
         return
@@ -141,7 +142,8 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
     )
 
 
-def _problems_json(problems: "list[Problem]") -> list[output.Json]:
+def problems_json(problems: "list[Problem]") -> list[output.Json]:
+    """Return problems as JSON has them."""
     return [
         {"path": output.text_of(problem.path), "message": problem.message} for problem in problems
     ]
@@ -190,7 +192,7 @@ def export(
                 directory,
                 top=roots[1],
                 progress=_shown_on(bar),
-                on_error=_Complaints(),
+                on_error=Complaints(),
             )
         else:
             assert tar_file is not None
@@ -211,7 +213,7 @@ def _export_tar(
                 out,
                 top=roots[1],
                 progress=_shown_on(bar),
-                on_error=_Complaints(),
+                on_error=Complaints(),
             )
             out.flush()
     except BrokenPipeError:
@@ -235,7 +237,7 @@ def _finish_export(where: str, report: "ExportReport", as_json: bool, *, quiet: 
                 "directories": report.directories,
                 "logical_bytes": report.logical_bytes,
                 "seconds": round(report.seconds, 3),
-                "problems": _problems_json(report.problems),
+                "problems": problems_json(report.problems),
             }
         )
     elif not quiet:

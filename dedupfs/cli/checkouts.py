@@ -1,0 +1,437 @@
+"""The command checkout: snapshots as plain directories, without FUSE.
+
+Specified in docs/cli.md.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dedupfs.cli import output
+from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, find_place, open_store, snapshot_argument
+from dedupfs.cli.transfers import Complaints, problems_json
+from dedupfs.errors import CorruptError, NotFoundError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from dedupfs.checkout.make import What
+    from dedupfs.checkout.objects import CheckoutReport
+    from dedupfs.checkout.verify import VerifyReport
+    from dedupfs.format.manifest import Manifest
+    from dedupfs.store import Store
+
+LINKS = ["symlink", "hardlink", "reflink", "copy", "auto"]
+FINDINGS_SHOWN_MAX = 100
+
+DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
+IN_STORE = click.option(
+    "--store", "store_path", type=click.Path(path_type=Path), help="The store, if DIR has no mark."
+)
+SMALLER = click.option(
+    "--link-min", metavar="SIZE", help="Copy smaller files (default: what makes a pack, 8 MiB)."
+)
+
+
+class _Checkouts(click.Group):
+    """``checkout STORE SNAPSHOT DIR`` makes one; the other words are commands of their own."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Take anything that is no command for the arguments of ``make``."""
+        if args and args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return "make", self.commands["make"], args
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave options in front of STORE to ``make``, too."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["make", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Checkouts)
+def checkout() -> None:
+    """Make a snapshot a plain directory, without FUSE; verify, update and remove it.
+
+    `dedupfs checkout STORE SNAPSHOT[:PATH] DIR [--link MODE]` makes one. Large files become links
+    to the one copy in the store (or share blocks with it), small ones are copies.
+
+    \b
+    Examples:
+      dedupfs checkout store/ step-1000 /data/model
+      dedupfs checkout store/ step-1000 /data/model --link symlink
+      dedupfs checkout verify /data/model
+      dedupfs checkout update /data/model step-2000
+      dedupfs checkout rm /data/model
+    """
+
+
+@checkout.command(hidden=True)
+@STORE
+@snapshot_argument("where", "SNAPSHOT[:PATH]")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--link", type=click.Choice(LINKS), default="auto", help="How large files are made.")
+@SMALLER
+@JSON
+def make(
+    store: Path, where: str, directory: Path, link: str, link_min: str | None, as_json: bool
+) -> None:
+    """Make the new directory DIR show a snapshot, or a directory of one.
+
+    \b
+    Example:
+      dedupfs checkout store/ step-1000 /data/model --link hardlink
+    """
+    from dedupfs.checkout.make import make_checkout
+
+    least = output.parse_size(link_min) if link_min is not None else None
+    with open_store(store) as opened:
+        report = make_checkout(
+            opened,
+            _what(opened, where),
+            directory,
+            link,
+            bytes_min=least,
+            on_error=Complaints(),
+        )
+    _print_made(directory, report, as_json)
+
+
+@checkout.command()
+@DIRECTORY
+@snapshot_argument("where", "SNAPSHOT[:PATH]", required=False)
+@click.option("--link", type=click.Choice(LINKS), help="Make links of another kind.")
+@SMALLER
+@click.option("--force", is_flag=True, help="Overwrite what was changed in the directory.")
+@IN_STORE
+@JSON
+def update(
+    directory: Path,
+    where: str | None,
+    link: str | None,
+    link_min: str | None,
+    force: bool,
+    store_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Make the checkout DIRECTORY show another snapshot, touching only what differs.
+
+    Without SNAPSHOT: end what was interrupted, or make again what is missing. Files that were
+    changed there are not overwritten: nothing is done then, unless --force.
+
+    \b
+    Examples:
+      dedupfs checkout update /data/model step-2000
+      dedupfs checkout update /data/model --link copy
+    """
+    from dedupfs.checkout.make import update_checkout
+    from dedupfs.namespace.checkouts import open_checkout
+
+    least = output.parse_size(link_min) if link_min is not None else None
+    with _found(directory, store_path) as (opened, manifest):
+        what = _what(opened, where) if where is not None else None
+        with open_checkout(opened, manifest.number) as registration:
+            report = update_checkout(
+                opened,
+                registration,
+                directory,
+                what,
+                link,
+                bytes_min=least,
+                force=force,
+                on_error=Complaints(),
+            )
+    _print_made(directory, report, as_json)
+
+
+@checkout.command()
+@click.argument("place", metavar="DIR|STORE", type=click.Path(path_type=Path))
+@click.option("--full", is_flag=True, help="Read and verify every byte.")
+@IN_STORE
+@JSON
+def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> None:
+    """Find what is not as it was made in the checkout DIR, or in all checkouts of STORE.
+
+    Names missing or changed, links that lead nowhere or whose target was written to; and says how
+    many bytes are saved. What others added is told and no fault.
+
+    \b
+    Examples:
+      dedupfs checkout verify /data/model
+      dedupfs checkout verify store/ --full --json
+    """
+    from dedupfs.checkout.place import is_there
+    from dedupfs.checkout.verify import verify_checkout
+
+    reports: list[VerifyReport] = []
+    gone: list[str] = []
+    if (place / "dedupfs.json").exists():
+        with open_store(place) as opened:
+            for manifest in _all(opened):
+                directory = Path(os.fsdecode(manifest.directory))
+                if is_there(manifest):
+                    reports.append(verify_checkout(opened, manifest, directory, full=full))
+                else:
+                    gone.append(str(directory))
+    else:
+        with _found(place, store_path) as (opened, manifest):
+            reports.append(verify_checkout(opened, manifest, place, full=full))
+    if as_json:
+        output.print_json([_verified_json(report) for report in reports])
+    else:
+        for report in reports:
+            _print_verified(report)
+    for name in gone:
+        output.note(f"{name} is gone; 'dedupfs checkout rm --store STORE {name}' lets go of it")
+    bad = [os.fsdecode(report.directory) for report in reports if not report.ok]
+    if bad or gone:
+        raise SourceError(
+            f"{output.count_text(len(bad) + len(gone), 'checkout')} not as made: "
+            + ", ".join([*bad, *gone])
+        )
+
+
+@checkout.command("list")
+@STORE
+@JSON
+def list_(store: Path, as_json: bool) -> None:
+    """List the checkouts of STORE."""
+    from dedupfs.checkout.place import is_there
+
+    rows: list[dict[str, output.Json]] = []
+    with open_store(store) as opened:
+        for manifest in _all(opened):
+            shown = manifest.next or manifest.now
+            assert shown is not None
+            state = "unfinished" if manifest.next is not None else "complete"
+            rows.append(
+                {
+                    "number": manifest.number,
+                    "directory": output.text_of(manifest.directory),
+                    "snapshot": shown.snapshot + (":" if shown.path else ""),
+                    "path": output.text_of(shown.path),
+                    "link": shown.link,
+                    "linked_files": len(manifest.links),
+                    "linked_bytes": sum(held.file_bytes for held in manifest.packs),
+                    "created_ns": manifest.created_ns,
+                    "state": state if is_there(manifest) else "gone",
+                }
+            )
+    if as_json:
+        for row in rows:
+            row["snapshot"] = str(row["snapshot"]).removesuffix(":")
+        output.print_json(rows)
+        return
+    output.print_table(
+        ("NUMBER", "SNAPSHOT", "LINK", "LINKED", "STATE", "DIRECTORY"),
+        [
+            (
+                str(row["number"]),
+                f"{row['snapshot']}{row['path']}",
+                str(row["link"]),
+                output.size(int(str(row["linked_bytes"]))),
+                str(row["state"]),
+                str(row["directory"]),
+            )
+            for row in rows
+        ],
+        right=(0, 3),
+    )
+
+
+@checkout.command("rm")
+@click.argument("place", metavar="DIR|NUMBER")
+@DRY_RUN
+@click.option("--keep-files", is_flag=True, help="Leave the directory as it is; no symlinks.")
+@click.option("--force", is_flag=True, help="Remove what was changed in the directory, too.")
+@IN_STORE
+@JSON
+def remove(
+    place: str,
+    dry_run: bool,
+    keep_files: bool,
+    force: bool,
+    store_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Remove a checkout: what it made goes, what others added or changed there stays.
+
+    What only it held in the store is freed by the next gc. A directory that is gone is named as it
+    was, or by the checkout's NUMBER, with --store.
+
+    \b
+    Examples:
+      dedupfs checkout rm /data/model
+      dedupfs checkout rm --store store/ 3
+    """
+    from dedupfs.checkout.make import remove_checkout
+    from dedupfs.checkout.place import is_there
+    from dedupfs.checkout.savings import freed_bytes
+    from dedupfs.namespace.checkouts import open_checkout
+
+    with _found(Path(place), store_path) as (opened, manifest):
+        freed = freed_bytes(opened, manifest)
+        directory: Path | None = Path(place)
+        if not Path(place).is_dir():
+            made = Path(os.fsdecode(manifest.directory))
+            directory = made if is_there(manifest) else None
+        kept: list[str] = []
+        if not dry_run:
+            with open_checkout(opened, manifest.number) as registration:
+                report = remove_checkout(
+                    opened,
+                    registration,
+                    directory,
+                    keep_files=keep_files,
+                    force=force,
+                    on_error=Complaints(),
+                )
+            kept = [output.text_of(path) for path in report.kept]
+    if as_json:
+        output.print_json({"number": manifest.number, "freed_bytes": freed, "kept": kept})
+    else:
+        verb = "would let" if dry_run else "lets"
+        output.print_line(f"checkout {manifest.number}: {verb} gc free {output.size(freed)}")
+    for path in kept[:FINDINGS_SHOWN_MAX]:
+        output.note(f"{path} was changed or added, and stays")
+
+
+# --- shared ----------------------------------------------------------------------------------
+
+
+def _what(store: "Store", where: str) -> "What":
+    from dedupfs.checkout.make import What
+    from dedupfs.namespace.trees import TreeReader
+
+    place = find_place(store, TreeReader(store), where)
+    if not place.entry.is_directory:
+        raise UsageError(f"{where} is no directory; dedupfs cat writes a file")
+    return What(place.info, place.path, place.entry)
+
+
+def _all(store: "Store") -> "list[Manifest]":
+    from dedupfs.checkout.make import KIND
+    from dedupfs.namespace.checkouts import read_checkouts
+
+    manifests, damaged = read_checkouts(store)
+    for found in damaged:
+        output.note(f"checkout {found.number}: {found.why}")
+    return [manifest for manifest in manifests if manifest.kind == KIND]
+
+
+@contextmanager
+def _found(place: Path, store_path: Path | None) -> "Iterator[tuple[Store, Manifest]]":
+    """Open the store of a checkout, which is named by its directory or its number."""
+    from dedupfs.checkout.make import KIND
+    from dedupfs.checkout.place import find_checkout, read_mark
+    from dedupfs.namespace.checkouts import read_checkout
+
+    if store_path is None:
+        found = read_mark(place)
+        if found is None:
+            raise NotFoundError(
+                f"{place} is no checkout, or its file system kept no mark: name the --store"
+            )
+        store_path = found.store
+    with open_store(store_path) as opened:
+        if str(place).isdecimal() and not place.exists():
+            manifest = read_checkout(opened, int(str(place)))
+        else:
+            manifest = find_checkout(opened, place)
+        if manifest.kind != KIND:
+            raise UsageError(f"{place} was made by 'dedupfs {manifest.kind}', which ends it, too")
+        yield opened, manifest
+
+
+def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "number": report.number,
+                "link": report.link,
+                "files": report.files,
+                "directories": report.directories,
+                "removed": report.removed,
+                "linked_files": report.linked_files,
+                "linked_bytes": report.linked_bytes,
+                "shared_bytes": report.shared_bytes,
+                "copied_bytes": report.copied_bytes,
+                "assembled_bytes": report.assembled_bytes,
+                "fallbacks": report.fallbacks,
+                "seconds": round(report.seconds, 3),
+                "kept": [output.text_of(path) for path in report.kept],
+                "problems": problems_json(report.problems),
+            }
+        )
+    else:
+        output.print_line(
+            f"{directory}: {output.count_text(report.files, 'file')}, "
+            f"{output.size(report.linked_bytes)} linked, {output.size(report.shared_bytes)} "
+            f"shared, {output.size(report.copied_bytes)} copied in {report.seconds:.1f} s "
+            f"({report.link}, checkout {report.number})"
+        )
+    for path in report.kept[:FINDINGS_SHOWN_MAX]:
+        output.note(f"{output.text_of(path)} was changed or added, and stays")
+    if report.fallbacks:
+        output.note(
+            f"{output.count_text(report.fallbacks, 'file')} copied: the kernel, or other names of "
+            "the same pack, left no hard link with these attributes"
+        )
+    if report.damaged:
+        raise CorruptError(
+            f"{output.count_text(report.damaged, 'file')} could not be made: the store is damaged; "
+            "dedupfs scrub tells more"
+        )
+    if report.problems:
+        count = output.count_text(len(report.problems), "problem")
+        raise SourceError(f"not everything of {directory} could be made ({count})")
+
+
+def _verified_json(report: "VerifyReport") -> dict[str, output.Json]:
+    assert report.shown is not None
+    return {
+        "number": report.number,
+        "directory": output.text_of(report.directory),
+        "snapshot": report.shown.snapshot,
+        "link": report.shown.link,
+        "ok": report.ok,
+        "unfinished": report.unfinished,
+        "files": report.files,
+        "logical_bytes": report.logical_bytes,
+        "saved_bytes": report.saved_bytes,
+        "findings": [
+            {"kind": found.kind, "path": output.text_of(found.path), "why": found.why}
+            for found in report.findings
+        ],
+        "savings": [
+            {
+                "path": output.text_of(saving.path),
+                "kind": saving.kind,
+                "saved_bytes": saving.saved_bytes,
+            }
+            for saving in report.savings
+        ],
+    }
+
+
+def _print_verified(report: "VerifyReport") -> None:
+    assert report.shown is not None
+    for found in report.findings[:FINDINGS_SHOWN_MAX]:
+        why = f": {found.why}" if found.why else ""
+        output.print_line(f"{found.kind}: {output.text_of(found.path)}{why}")
+    if len(report.findings) > FINDINGS_SHOWN_MAX:
+        output.print_line(f"and {len(report.findings) - FINDINGS_SHOWN_MAX:,} more (--json)")
+    if report.unfinished:
+        output.print_line("unfinished: 'dedupfs checkout update DIR' goes on")
+    output.print_line(
+        f"{output.text_of(report.directory)}: {output.count_text(report.files, 'file')}, "
+        f"{output.size(report.logical_bytes)} of {report.shown.snapshot}, "
+        f"{output.size(report.saved_bytes)} saved"
+    )
+
+
+COMMANDS: list[click.Command] = [checkout]
