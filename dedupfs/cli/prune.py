@@ -13,12 +13,11 @@ import click
 from dedupfs.cli import output
 from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store, snapshot_argument
 from dedupfs.cli.retention import keep_options
-from dedupfs.cli.snapshots import collect_garbage, still_held
+from dedupfs.cli.snapshots import collect_garbage, print_freed, still_held
 
 if TYPE_CHECKING:
     from dedupfs.maintenance.prune import Plan
     from dedupfs.maintenance.retention import Decision, Policy
-    from dedupfs.store import Store
 
 NO_RULE = "no rule keeps it"
 
@@ -27,6 +26,12 @@ NO_RULE = "no rule keeps it"
 @STORE
 @snapshot_argument("patterns", "[SNAPSHOT|PATTERN...]", nargs=-1)
 @keep_options
+@click.option(
+    "--max-size", metavar="SIZE", help="Let only as many go as make the store that small."
+)
+@click.option(
+    "--keep-free", metavar="SIZE", help="Let only as many go as leave that much of the disk free."
+)
 @DRY_RUN
 @click.option("--no-gc", is_flag=True, help="Leave freeing the space to a later gc.")
 @JSON
@@ -34,6 +39,8 @@ def prune(
     store: Path,
     patterns: tuple[str, ...],
     policy: "Policy",
+    max_size: str | None,
+    keep_free: str | None,
     dry_run: bool,
     no_gc: bool,
     as_json: bool,
@@ -48,41 +55,45 @@ def prune(
       dedupfs prune --dry-run store/ --keep-last 3 --keep-daily 7 --keep-weekly 4
       dedupfs prune store/ 'run7-*' --keep-last 2 --keep-every 1000 --keep-best loss:min=3
       dedupfs prune store/ --group-by tag:run --keep-best accuracy:max --keep-tag release
+      dedupfs prune store/ --keep-last 5 --keep-every 1000 --max-size 500GiB
     """
-    from dedupfs.maintenance.prune import plan
+    from dedupfs.maintenance.prune import Budget, plan
     from dedupfs.maintenance.prune import prune as carry_out
     from dedupfs.maintenance.retention import Moment
+    from dedupfs.maintenance.usage import exclusive_bytes
     from dedupfs.namespace.snapshots import SnapshotCatalog
 
     moment = Moment(time.time_ns())
+    sizes = [None if text is None else output.parse_size(text) for text in (max_size, keep_free)]
     with open_store(store) as opened:
         catalog = SnapshotCatalog(opened)
         act = plan if dry_run else carry_out
-        done = act(catalog, policy, moment, patterns)
+        budget = Budget(opened, *sizes) if any(size is not None for size in sizes) else None
+        done = act(catalog, policy, moment, patterns, budget)
         freed: int | None = None
+        disk_bytes: int | None = None
         held: list[str] = []
         if dry_run:
-            freed = _would_free(opened, done.names)
+            would = exclusive_bytes(opened, done.names)
+            freed, disk_bytes = would.stored_bytes, would.disk_bytes
         elif not no_gc and done.going:
             freed = collect_garbage(opened)
             held = still_held(opened, done.going)
         elif not done.going:
             freed = 0
     if as_json:
-        output.print_json(_json(done, dry_run=dry_run, freed_bytes=freed, held=held))
-    else:
-        _print(store, done, dry_run=dry_run, freed_bytes=freed, held=held)
+        told = _json(done, dry_run=dry_run, held=held)
+        output.print_json({**told, "freed_bytes": freed, "frees_bytes": disk_bytes})
+        return
+    _print(done, dry_run=dry_run)
+    print_freed(store, freed, disk_bytes, held, dry_run=dry_run)
+    if done.missing_bytes:
+        output.note(
+            f"{output.size(done.missing_bytes)} more would have to go, and the rules keep the rest"
+        )
 
 
-def _would_free(store: "Store", names: Sequence[str]) -> int:
-    from dedupfs.maintenance.usage import exclusive_bytes
-
-    return exclusive_bytes(store, names).stored_bytes
-
-
-def _json(
-    done: "Plan", *, dry_run: bool, freed_bytes: int | None, held: Sequence[str]
-) -> dict[str, output.Json]:
+def _json(done: "Plan", *, dry_run: bool, held: Sequence[str]) -> dict[str, output.Json]:
     return {
         "dry_run": dry_run,
         "snapshots": [
@@ -97,32 +108,18 @@ def _json(
         ],
         "kept": [info.name for info in done.staying],
         "removed": done.names,
-        "freed_bytes": freed_bytes,
+        "missing_bytes": done.missing_bytes,
         "still_held": list(held),
     }
 
 
-def _print(
-    store: Path,
-    done: "Plan",
-    *,
-    dry_run: bool,
-    freed_bytes: int | None,
-    held: Sequence[str],
-) -> None:
+def _print(done: "Plan", *, dry_run: bool) -> None:
     print_decisions(done.decisions)
     count = output.count_text(len(done.going), "snapshot")
     output.print_line(
         f"{'would remove' if dry_run else 'removed'} {count}, "
         f"{'would keep' if dry_run else 'kept'} {len(done.staying):,}"
     )
-    if freed_bytes is None:
-        output.print_line(f"the space is freed by: dedupfs gc {store}")
-    else:
-        output.print_line(f"{'would free' if dry_run else 'freed'} {output.size(freed_bytes)}")
-    for name in held:
-        held_by = "a view, a mount or a clone; its space comes with them"
-        output.print_line(f"{name} is still held by {held_by}")
 
 
 def print_decisions(decisions: Sequence["Decision"]) -> None:

@@ -80,6 +80,13 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool, no_gc: bool, as_json:
         return
     for name in wanted:
         output.print_line(f"{'would remove' if dry_run else 'removed'} {name}")
+    print_freed(store, freed, disk_bytes, held, dry_run=dry_run)
+
+
+def print_freed(
+    store: Path, freed: int | None, disk_bytes: int | None, held: Sequence[str], *, dry_run: bool
+) -> None:
+    """Say what a removal has given back, or would; None: nothing was freed, or it is not known."""
     if freed is None:
         output.print_line(f"the space is freed by: dedupfs gc {store}")
     else:

@@ -8,8 +8,9 @@ model that is written in another way.
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta, tzinfo
 
 from dedupfs.errors import UsageError
@@ -265,7 +266,7 @@ def decide(policy: Policy, candidates: Sequence[Candidate], moment: Moment) -> l
         raise UsageError("no rule says what to keep: give at least one --keep option")
     _require_metrics(policy, candidates)
     groups: dict[str, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda one: one.age_key, reverse=True):
+    for candidate in sorted(candidates, key=_age, reverse=True):
         groups.setdefault(policy.group_of(candidate), []).append(candidate)
     decisions = []
     for name, group in sorted(groups.items()):
@@ -278,6 +279,27 @@ def decide(policy: Policy, candidates: Sequence[Candidate], moment: Moment) -> l
             )
         decisions += decided
     return decisions
+
+
+def spare(
+    decisions: Sequence[Decision], is_enough: Callable[[Sequence[str]], bool]
+) -> list[Decision]:
+    """Let only as many go as are needed, the oldest first, of those that no rule keeps.
+
+    ``is_enough`` says so of the names of some; of more names it never says less.
+    """
+    going = sorted((one.candidate for one in decisions if not one.stays), key=_age)
+    names = [candidate.name for candidate in going]
+    needed = bisect_left(range(len(names)), True, key=lambda count: is_enough(names[:count]))
+    spared = set(names[needed:])
+    return [
+        replace(one, reasons=("there is room",)) if one.candidate.name in spared else one
+        for one in decisions
+    ]
+
+
+def _age(candidate: Candidate) -> tuple[int, int, str]:
+    return candidate.age_key
 
 
 def _decide_group(

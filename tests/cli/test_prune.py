@@ -14,6 +14,7 @@ import pytest
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.prune import plan, prune
 from dedupfs.maintenance.retention import Last, Moment, Policy, Tagged
+from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import SnapshotInfo
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
@@ -69,7 +70,9 @@ def test_prune_json_is_exact(run: Run, steps: Path) -> None:
     assert [one["reasons"] for one in told["snapshots"][1:3]] == [["last 2"], ["no rule keeps it"]]
     done = run("prune", "--json", steps, "--keep-last", 2).json
     assert done["freed_bytes"] == told["freed_bytes"] > 3 * KILOBYTES
-    assert {**done, "dry_run": True} == told
+    assert {**done, "dry_run": True, "frees_bytes": told["frees_bytes"]} == told
+    assert told["frees_bytes"] > 2 * KILOBYTES
+    assert done["frees_bytes"] is None
 
 
 def test_the_space_can_be_left_to_gc(run: Run, steps: Path) -> None:
@@ -137,6 +140,31 @@ def test_everything_can_go_when_that_is_meant(run: Run, steps: Path) -> None:
     run("prune", steps, "--keep-tag", "release", "--allow-empty")
     assert names(run, steps) == []
     run("prune", steps, "--keep-last", 1)
+
+
+def test_a_budget_lets_go_only_what_is_needed_the_oldest_first(run: Run, steps: Path) -> None:
+    run("gc", steps)
+    size = disk_usage(steps).disk_bytes
+    words = [steps, "--keep-last", 1, "--max-size"]
+    told = run("prune", "--json", *words, size).json
+    assert told["removed"] == []
+    assert told["snapshots"][-1]["reasons"] == ["there is room"]
+    told = run("prune", "--json", *words, size - KILOBYTES * 3 // 2).json
+    assert told["removed"] == ["step-1000", "step-2000"]
+    assert disk_usage(steps).disk_bytes <= size - KILOBYTES * 3 // 2
+    short = run("prune", *words, 1)
+    assert "removed 2 snapshots, kept 1" in short.out
+    assert "more would have to go" in short.err
+    assert "no size" in run("prune", *words, "much", code=2).err
+    assert names(run, steps) == ["step-3500"]
+
+
+def test_a_budget_may_be_what_is_left_of_the_disk(run: Run, steps: Path) -> None:
+    told = run("prune", "--json", steps, "--keep-last", 1, "--keep-free", 1).json
+    assert told["removed"] == []
+    told = run("prune", "--json", steps, "--keep-last", 2, "--keep-free", "1024PiB").json
+    assert len(told["removed"]) == 3
+    assert told["missing_bytes"] > 0
 
 
 class Meddling(SnapshotCatalog):

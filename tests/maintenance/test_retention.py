@@ -32,6 +32,7 @@ from dedupfs.maintenance.retention import (
     Within,
     decide,
     prefix_of,
+    spare,
     step_in_name,
 )
 from tests.maintenance import retention_model as model
@@ -219,6 +220,15 @@ def test_groups_are_pruned_as_if_each_was_alone(
             if shot.pinned or keeps(shot, group):
                 expected.add(shot.name)
         assert kept(history, rule, group_of=group_of) == expected
+
+
+@given(histories(), st.integers(0, 100))
+def test_a_budget_spares_the_newest_that_need_not_go(history: list[Shot], count: int) -> None:
+    decisions = decided(history, Last(3))
+    going = [one.candidate.name for one in reversed(decisions) if not one.stays]
+    after = spare(decisions, lambda names: len(names) >= count)
+    assert [one.candidate.name for one in reversed(after) if not one.stays] == going[:count]
+    assert [one.candidate for one in after] == [one.candidate for one in decisions]
 
 
 def history_of(*times_ns: int, **tags: list[str]) -> list[Shot]:
