@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from dedupfs.namespace.view import View
+from dedupfs.store import Store
 from tests.cli.conftest import Run
 
 
@@ -246,3 +248,41 @@ def test_help_imports_nothing_heavy() -> None:
 def test_json_goes_through_a_pipe_as_one_document(run: Run, store_path: Path, data: Path) -> None:
     run("import", store_path, data, "one")
     assert len(json.loads(run("ls", "-R", "--json", store_path, "one").out)) == 4
+
+
+def test_du_tells_of_snapshots_views_and_sets(run: Run, store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "shared").write_bytes(random.Random(4).randbytes(300_000))
+    run("import", store_path, tmp_path / "big", "one")
+    run("clone", store_path, "one", "two")
+    (tmp_path / "big" / "own").write_bytes(random.Random(5).randbytes(100_000))
+    run("import", store_path, tmp_path / "big", "three")
+    with Store.open(store_path) as store:
+        View.bring_back(store, "job", snapshot="one").close()
+    found = run("du", store_path, "--json").json
+    assert [one["name"] for one in found["snapshots"]] == ["one", "three", "two"]
+    assert [one["name"] for one in found["views"]] == ["job"]
+    three = found["snapshots"][1]
+    assert (three["logical_bytes"], three["shared_bytes"]) == (400_000, 300_000)
+    assert three["exclusive_logical_bytes"] == 100_000
+    assert 90_000 < three["frees_bytes"] < 110_000
+    assert found["views"][0]["shared_bytes"] == 300_000
+    assert (found["together"], found["garbage_bytes"]) == (None, 0)
+    every = ("one", "two", "three", "--view", "job")
+    together = run("du", store_path, *every, "--json").json["together"]
+    assert together["exclusive_logical_bytes"] == 400_000
+    assert together["frees_bytes"] > 400_000
+    lines = run("du", store_path, "--sort", "frees").out.splitlines()
+    assert lines[0].split() == ["NAME", "LOGICAL", "SHARED", "EXCLUSIVE", "FREES"]
+    assert lines[1].startswith("three")
+    assert "job (view)" in run("du", store_path).out
+    assert run("du", store_path, "one", "--view", "job").out.splitlines()[-1].startswith("together")
+    assert "no view 'other'" in run("du", store_path, "--view", "other", code=1).err
+    would = run("rm", "--dry-run", "--json", store_path, "three").json
+    assert would["frees_bytes"] == three["frees_bytes"]
+    run("rm", "--no-gc", store_path, "three")
+    assert "garbage: dedupfs gc" in run("du", store_path).err
+    sums = run("stats", store_path, "--json").json
+    assert sums["copies_bytes"] == 900_000
+    assert sums["copies_inodes"] == 6
+    assert sums["garbage_disk_bytes"] >= three["frees_bytes"]
