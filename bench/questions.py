@@ -47,6 +47,15 @@ _ALL = (
     Question("import-next", "import of the next snapshot of a tree", "s", (_most(0.4),)),
     Question("stored-bytes", "12 snapshots of the tree: disk", "B", (_most(85 * MIB),)),
     Question("stored-inodes", "12 snapshots of the tree: inodes", "", (_most(49),)),
+    Question("copies-time", "one more writable copy of a changing tree: time", "ms", (_most(20),)),
+    Question(
+        "copies-disk",
+        "20 snapshots of the tree, 20 writable copies: disk",
+        "B",
+        (_most(1.03, "one copy and the changes"),),
+    ),
+    Question("copies-inodes", "20 snapshots, 20 writable copies: inodes", "", (_most(49),)),
+    Question("copies-leaks", "files that a write into another copy changed", "", (_most(0),)),
     Question(
         "mount-large",
         "mount of 1,000 snapshots, 10^6 files, until ls answers",
