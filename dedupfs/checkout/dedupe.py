@@ -210,6 +210,7 @@ class _Run:
         for one in taken_before(self._store, self._registration.manifest):
             if is_in_place(self._store, self._top_fd, one, self._report.link):
                 self._kept.append(one)
+                self._go_on_with(one)
         self._report.kept = len(self._kept)
         groups = [group for group in self._report.found.groups if group.duplicates]
         done = Progress(bytes_total=sum(group.size for group in groups))
@@ -237,6 +238,13 @@ class _Run:
             if target is not None:
                 self._take_group(group, target, taker.link)
         self._report.link = taker.link
+
+    def _go_on_with(self, one: Taken) -> None:
+        """Plan to replace what became a pack in a run that ended before its turn came."""
+        status = self._report.found.linked.get(one.path)
+        if self._report.link is Link.SYMLINK and status is not None:
+            key = (status.st_dev, status.st_ino)
+            self._work.append((Inode(key, status, [one.path], is_pack=True), [one]))
 
     def _put_usual_first(self, group: Group) -> None:
         """Let the copy that stays be one that most of the files look like."""

@@ -4,6 +4,7 @@ Source: docs/format.md, "Checkouts"; ``namespace/checkouts.py``.
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -76,15 +77,16 @@ def pack_path(store: Store, pack: int) -> Path:
 def is_in_place(store: Store, top_fd: int, one: Taken, link: Link) -> bool:
     """Whether a file still is what it was replaced by: a link to its pack.
 
-    What shares blocks with its pack is the user's own file. It counts as long as it looks the same.
+    Where symbolic links are made, the file that became the pack is a hard link until its turn.
+    What shares blocks with its pack is the user's own file, and counts as long as it looks the same.
     """
     with suppress(OSError), parent_of(top_fd, one.path) as (directory_fd, name):
         status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-        if link is Link.HARDLINK:
-            return os.path.samestat(status, os.stat(pack_path(store, one.pack)))
-        if link is Link.SYMLINK:
+        if link is Link.SYMLINK and stat.S_ISLNK(status.st_mode):
             target = os.readlink(name, dir_fd=directory_fd)
             return target == os.fsencode(pack_path(store, one.pack))
+        if link is not Link.REFLINK:
+            return os.path.samestat(status, os.stat(pack_path(store, one.pack)))
         seen = (status.st_mode, status.st_size, status.st_mtime_ns)
         return seen == (one.entry.mode, one.entry.size, one.entry.mtime_ns)
     return False

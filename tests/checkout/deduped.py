@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import stat
@@ -36,10 +37,14 @@ def make_copies(directory: Path, seed: int = 1) -> int:
     return 2 * (COPIES - 1) * SIZE
 
 
-def contents_of(directory: Path) -> dict[str, bytes]:
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def contents_of(directory: Path) -> dict[str, str]:
     """Return what a reader finds at each path, through whatever links."""
     return {
-        str(path.relative_to(directory)): path.read_bytes()
+        str(path.relative_to(directory)): digest_of(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
@@ -57,7 +62,7 @@ def seen_in(directory: Path) -> dict[str, object]:
         if stat.S_ISLNK(status.st_mode):
             what = os.readlink(path)
         elif stat.S_ISREG(status.st_mode):
-            what = path.read_bytes()
+            what = digest_of(path)
         xattrs = {}
         if not stat.S_ISLNK(status.st_mode):
             xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path)}
