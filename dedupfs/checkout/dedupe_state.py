@@ -78,7 +78,7 @@ def is_in_place(store: Store, top_fd: int, one: Taken, link: Link) -> bool:
     """Whether a file still is what it was replaced by: a link to its pack.
 
     Where symbolic links are made, the file that became the pack is a hard link until its turn.
-    What shares blocks with its pack is the user's own file, and counts as long as it looks the same.
+    What shares blocks with its pack is the user's own file; it counts while it looks the same.
     """
     with suppress(OSError), parent_of(top_fd, one.path) as (directory_fd, name):
         status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)

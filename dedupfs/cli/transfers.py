@@ -42,6 +42,7 @@ _STDOUT = "-"
 @click.option("--time", "when", metavar="TIME", help="When it was made, if not now (ISO 8601).")
 @click.option("-x", "--one-file-system", is_flag=True, help="Leave out what is mounted below.")
 @click.option("--reread", is_flag=True, help="Read files that look unchanged as well.")
+@click.option("--adopt", is_flag=True, help="Take large files over without copying them.")
 @selecting_options
 @JSON
 def import_(
@@ -52,6 +53,7 @@ def import_(
     when: str | None,
     one_file_system: bool,
     reread: bool,
+    adopt: bool,
     as_json: bool,
     **selecting: Unpack[Selecting],
 ) -> None:
@@ -83,7 +85,7 @@ def import_(
             tags=parsed,
             progress=_shown_on(bar),
             on_error=complain,
-            options=IngestOptions(one_file_system, reread, selection, created_ns),
+            options=IngestOptions(one_file_system, reread, selection, created_ns, adopt=adopt),
         )
     _print_import(name, report, as_json)
     if report.problems:
@@ -127,11 +129,18 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
                 "directories": report.directories,
                 "logical_bytes": report.logical_bytes,
                 "bytes_read": report.bytes_read,
+                "files_cloned": report.cloned,
+                "files_linked": report.linked,
                 "seconds": round(report.seconds, 3),
                 "problems": problems_json(report.problems),
             }
         )
         return
+    if report.linked:
+        output.note(
+            f"{output.count_text(report.linked, 'file')} became a part of the store and read-only: "
+            "change none of them in place, copy it first"
+        )
     speed = ""
     if report.bytes_read and report.seconds:
         speed = f" ({output.size(int(report.bytes_read / report.seconds))}/s)"

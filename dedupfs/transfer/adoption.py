@@ -40,7 +40,10 @@ _NOT_HERE = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A file's extents, and the pack that it became; the next transaction commits both."""
+    """A file's extents, and the pack that it became; the next transaction commits both.
+
+    ``pack``: 0 when the store had every chunk, and no pack was asked for all the same.
+    """
 
     extents: list[Extent]
     pack: int
@@ -59,7 +62,9 @@ class BrokenLeaseError(StoreError):
     """Somebody opened the file for writing while it was adopted; nothing was changed."""
 
 
-def adopt_clone(store: Store, fd: int, on_bytes: OnBytes | None = None) -> Adopted:
+def adopt_clone(
+    store: Store, fd: int, on_bytes: OnBytes | None = None, *, needs_pack: bool = True
+) -> Adopted:
     """Make a clone of the file ``fd`` a verbatim pack.
 
     What others write to the file meanwhile is in the clone or is not.
@@ -72,7 +77,7 @@ def adopt_clone(store: Store, fd: int, on_bytes: OnBytes | None = None) -> Adopt
         with _disk_errors(path):
             if not clone(fd, copy_fd):
                 raise CannotAdoptError
-        return _adopt(store, path, copy_fd, 0o400, None, on_bytes)
+        return _adopt(store, path, copy_fd, 0o400, None, on_bytes, needs_pack)
 
 
 def adopt_copy(store: Store, fd: int, on_bytes: OnBytes | None = None) -> Adopted:
@@ -100,7 +105,14 @@ def _copy(source_fd: int, target_fd: int, start: int, stop: int, path: Path) -> 
                 data = data[written:]
 
 
-def adopt_link(store: Store, fd: int, lease: Lease, on_bytes: OnBytes | None = None) -> Adopted:
+def adopt_link(
+    store: Store,
+    fd: int,
+    lease: Lease,
+    on_bytes: OnBytes | None = None,
+    *,
+    needs_pack: bool = True,
+) -> Adopted:
     """Make the file ``fd`` itself a verbatim pack.
 
     It loses its write permissions, and keeps all else.
@@ -119,7 +131,7 @@ def adopt_link(store: Store, fd: int, lease: Lease, on_bytes: OnBytes | None = N
 
     with _temporary(path, link) as linked_fd:
         try:
-            return _adopt(store, path, linked_fd, adopted_mode(mode), lease, on_bytes)
+            return _adopt(store, path, linked_fd, adopted_mode(mode), lease, on_bytes, needs_pack)
         except BaseException:
             os.fchmod(fd, mode)
             raise
@@ -151,8 +163,11 @@ def _adopt(
     mode: int,
     lease: Lease | None,
     on_bytes: OnBytes | None,
+    needs_pack: bool = True,
 ) -> Adopted:
     content = read_content(store, fd, on_bytes)
+    if not content.fresh and not needs_pack:
+        return Adopted(content.extents, 0)
     if lease is not None:
         os.fchmod(fd, mode)
         if not lease.holds:

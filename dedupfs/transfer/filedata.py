@@ -14,6 +14,14 @@ from dedupfs.namespace.contents import total_bytes
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.cutter import Cutter, Foresight
+from dedupfs.transfer.adoption import (
+    Adopted,
+    BrokenLeaseError,
+    CannotAdoptError,
+    adopt_clone,
+    adopt_link,
+)
+from dedupfs.transfer.leases import leased
 from dedupfs.transfer.reader import Block, ReadAhead, read_blocks
 from dedupfs.transfer.verbatim import LargeFile
 
@@ -37,14 +45,18 @@ class Stored:
 class FileStorer:
     """Stores files one after the other."""
 
-    def __init__(self, store: Store, on_block: OnBlock) -> None:
+    def __init__(self, store: Store, on_block: OnBlock, *, adopt: bool = False) -> None:
+        """``adopt``: make large files packs as they are, where that can be done."""
+        self.cloned = self.linked = 0
+        """Files that became packs: by a clone, and as they are, read-only from then on."""
+        self._adopts = adopt
         self._store = store
         self._on_block = on_block
         self._begun: dict[int, ReadAhead] = {}
 
     def begin(self, fd: int, status: os.stat_result) -> None:
         """Have the next file read already, if it is large, while the last is put away."""
-        if status.st_size >= INLINE_BYTES_MAX:
+        if status.st_size >= INLINE_BYTES_MAX and not (self._adopts and self._is_large(status)):
             self._begun[fd] = ReadAhead(self._blocks(fd, status))
 
     def close(self) -> None:
@@ -59,6 +71,10 @@ class FileStorer:
         Raises:
             OSError: the source could not be read. StoreError: the store could not take it.
         """
+        if self._adopts and self._is_large(status):
+            adopted = self._adopt(fd, status)
+            if adopted is not None:
+                return Stored(adopted.extents, status, True)
         reads = 0
         while True:
             extents = self._put_once(fd, status)
@@ -68,6 +84,36 @@ class FileStorer:
             if is_stable or reads == READS_MAX:
                 return Stored(extents, status, is_stable)
             status = after
+
+    def _adopt(self, fd: int, status: os.stat_result) -> Adopted | None:
+        """Make the file a pack without copying it; None: it has to be read and stored."""
+
+        def on_bytes(length: int) -> None:
+            self._on_block(length, ())
+
+        try:
+            adopted = adopt_clone(self._store, fd, on_bytes, needs_pack=False)
+        except CannotAdoptError:
+            return self._adopt_link(fd, status, on_bytes)
+        if not _is_same(status, os.fstat(fd)):
+            return None
+        self.cloned += adopted.pack > 0
+        return adopted
+
+    def _adopt_link(
+        self, fd: int, status: os.stat_result, on_bytes: Callable[[int], None]
+    ) -> Adopted | None:
+        if status.st_nlink > 1 or status.st_uid != os.geteuid():
+            return None  # somebody could write to it by another name, or make it writable again
+        try:
+            with leased(fd) as lease:
+                if not _is_same(status, os.fstat(fd)):
+                    return None
+                adopted = adopt_link(self._store, fd, lease, on_bytes, needs_pack=False)
+        except (CannotAdoptError, BrokenLeaseError, OSError):
+            return None  # reading it the ordinary way tells what is wrong, if anything is
+        self.linked += adopted.pack > 0
+        return adopted
 
     def _put_once(self, fd: int, status: os.stat_result) -> Sequence[Extent]:
         with self._reading(fd, status) as source:

@@ -59,6 +59,8 @@ class IngestOptions:
     too coarse to tell whether it was written once more."""
     pending_bytes_max: int = 1 << 30
     """After this many bytes what was stored so far is committed, held by pins alone."""
+    adopt: bool = False
+    """Large files on the store's file system become packs as they are (``transfer/adoption``)."""
 
 
 def ingest_tree(
@@ -155,7 +157,7 @@ class _Import:
         self._problems = Problems(self.report.problems, on_error)
         self._on_progress = progress
         self._progress = Progress(found.files, found.size_bytes)
-        self._storer = FileStorer(store, self._block_stored)
+        self._storer = FileStorer(store, self._block_stored, adopt=options.adopt)
         self._limit = StoreLimit(store)
         self._pending_bytes = 0
         self._pinned_extents = 0
@@ -343,6 +345,7 @@ class _Import:
         """Add the snapshot, and what the next import of this directory will want to know."""
         root = self._builder.root
         assert root is not None
+        self.report.cloned, self.report.linked = self._storer.cloned, self._storer.linked
         self._pin(entry_references(root))
         info = SnapshotCatalog(self._store).add(
             name,

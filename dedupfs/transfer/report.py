@@ -43,6 +43,9 @@ class IngestReport:
     logical_bytes: int = 0
     files_unchanged: int = 0
     bytes_read: int = 0
+    cloned: int = 0
+    linked: int = 0
+    """Files that were adopted: the store shares their blocks, or has made them read-only."""
     seconds: float = 0.0
     problems: list[Problem] = field(default_factory=list)
 

@@ -17,8 +17,10 @@ from dedupfs.checkout.dedupe_undo import undo
 from dedupfs.errors import NotFoundError, UsageError
 from dedupfs.maintenance.gc import collect
 from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store
-from dedupfs.transfer.ingest import ingest_tree
+from dedupfs.transfer.export import export_tree
+from dedupfs.transfer.ingest import IngestOptions, ingest_tree
 from tests.checkout.deduped import (
     COPIES,
     SIZE,
@@ -283,3 +285,37 @@ def test_files_share_blocks_and_stay_what_they_are(xfs: Path) -> None:
         collect(store)
         require_sound(store)
         assert (ckpts / "2" / "model").read_bytes() == noise(1, 8 << 20)
+
+
+# --- import --adopt ---------------------------------------------------------------------------
+
+
+def test_an_import_takes_large_files_over_as_they_are(store: Store, ckpts: Path) -> None:
+    make_copies(ckpts)
+    seen = seen_in(ckpts)
+    os.link(ckpts / "alone.bin", ckpts / "other name")
+    inodes = {path.stat().st_ino for path in ckpts.rglob("*.bin")}
+    report = ingest_tree(store, ckpts, "adopted", options=IngestOptions(adopt=True))
+    assert (report.linked, report.cloned, report.problems) == (2, 0, [])
+    packs = {path.stat().st_ino for path in (store.path / "packs").rglob("*.file")}
+    assert len(packs & inodes) == 2
+    adopted = [path for path in ckpts.rglob("*.bin") if path.stat().st_ino in packs]
+    assert all(path.stat().st_mode & 0o777 == 0o444 for path in adopted)
+    root = SnapshotCatalog(store).get("adopted").root
+    entry = TreeReader(store).walk_path(root, b"ckpt-0/model/model-0.bin")
+    assert (entry.mode & 0o777, entry.mtime_ns) == (0o644, 10**18 + 123_456_789)
+    target = ckpts.with_name("exported")
+    assert not export_tree(store, root, target).problems
+    (target / "other name").unlink()
+    wanted = {name: what[-2] for name, what in seen.items()}  # type: ignore[index]
+    assert {name: what[-2] for name, what in seen_in(target).items()} == wanted  # type: ignore[index]
+
+
+def test_an_import_copies_what_is_in_use(store: Store, ckpts: Path) -> None:
+    make_copies(ckpts)
+    busy = ckpts / "alone.bin"
+    with busy.open("r+b") as file:
+        report = ingest_tree(store, ckpts, "adopted", options=IngestOptions(adopt=True))
+        file.write(b"more")
+    assert report.linked == 2
+    assert busy.stat().st_nlink == 1
