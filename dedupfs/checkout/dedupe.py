@@ -38,11 +38,14 @@ from dedupfs.checkout.dedupe_snapshot import Taken, put_root
 from dedupfs.checkout.dedupe_state import (
     KIND,
     find_deduped,
+    free_name,
     held_packs,
     is_in_place,
     links_of,
     pack_path,
     put_snapshot,
+    remove_snapshot,
+    shown_of,
     taken_before,
 )
 from dedupfs.checkout.dedupe_take import Link, Taker, Target, WholeFiles, whole_files
@@ -303,24 +306,33 @@ class _Run:
     def record(self, notes: ModeNotes) -> None:
         """Say durably what every file was, and which pack has its bytes."""
         taken = self._all()
-        if not taken:
-            return
+        if taken:
+            self._save_next(taken)
+            notes.clear()
+
+    def _save_next(self, taken: list[Taken]) -> Shown:
+        """Save what the directory is about to show, beside what it may still show."""
         root = put_root(self._store, self._top_fd, taken)
         self._registration.hold([root], {one.pack for one in taken})
         manifest = self._manifest()
         links = dict([*manifest.links, *links_of(taken)])
         packs = {held.pack: held for held in (*manifest.packs, *held_packs(self._store, taken))}
         before = manifest.next or manifest.now
-        name, sequence = (before.snapshot, before.sequence) if before is not None else ("", 0)
+        if before is not None:
+            name, sequence = before.snapshot, before.sequence
+        else:
+            name = free_name(self._store, self._options.name or default_name(self._top))
+            sequence = 0
+        shown = Shown(name, sequence, b"", root, str(self._report.link))
         self._registration.save(
             msgspec.structs.replace(
                 manifest,
-                next=Shown(name, sequence, b"", root, str(self._report.link)),
+                next=shown,
                 packs=tuple(packs.values()),
                 links=tuple(sorted(links.items())),
             )
         )
-        notes.clear()
+        return shown
 
     def _manifest(self) -> Manifest:
         manifest = self._registration.manifest
@@ -359,18 +371,19 @@ class _Run:
         taken = self._all()
         if not taken:
             if registration.manifest is not None:
+                remove_snapshot(self._store, shown_of(registration.manifest))
                 registration.drop()
             return
-        root = put_root(self._store, self._top_fd, taken)
-        packs = held_packs(self._store, taken)
-        registration.hold([root], [held.pack for held in packs])
-        manifest = self._manifest()
-        name = self._options.name or default_name(self._top)
-        info = put_snapshot(self._store, name, root, manifest.next or manifest.now, self._top)
-        now = Shown(info.name, info.sequence, b"", root, str(self._report.link))
+        shown = self._save_next(taken)
+        info = put_snapshot(self._store, shown, self._top)
+        shown = msgspec.structs.replace(shown, snapshot=info.name, sequence=info.sequence)
         registration.save(
             msgspec.structs.replace(
-                manifest, now=now, next=None, packs=packs, links=links_of(taken)
+                self._manifest(),
+                now=shown,
+                next=None,
+                packs=held_packs(self._store, taken),
+                links=links_of(taken),
             )
         )
         registration.settle()

@@ -12,9 +12,9 @@ from pathlib import Path
 from dedupfs.checkout.dedupe_scan import parent_of
 from dedupfs.checkout.dedupe_snapshot import Taken, files_of
 from dedupfs.checkout.dedupe_take import Link
-from dedupfs.errors import CorruptError, UsageError
+from dedupfs.errors import CorruptError, NotFoundError, UsageError
 from dedupfs.format.manifest import HeldPack, Manifest, Shown
-from dedupfs.model import PackKind, SnapshotInfo, TreeEntry
+from dedupfs.model import PackKind, SnapshotInfo
 from dedupfs.namespace.checkouts import read_checkouts
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
@@ -95,29 +95,43 @@ def is_in_place(store: Store, top_fd: int, one: Taken, link: Link) -> bool:
 # --- the snapshot -----------------------------------------------------------------------------
 
 
-def put_snapshot(
-    store: Store, name: str, root: TreeEntry, before: Shown | None, directory: Path
-) -> SnapshotInfo:
-    """Make the snapshot of a deduped directory, in the place of the one of its last run."""
+def free_name(store: Store, name: str) -> str:
+    """Return a name that no snapshot has."""
     catalog = SnapshotCatalog(store)
-    if before is not None:
-        known = catalog.find(before.snapshot)
-        if known is not None and known.sequence == before.sequence:
-            if known.root.content == root.content:
-                return known
-            if not known.pinned:
-                catalog.remove([known.name])
     free, number = name, 1
     while catalog.find(free) is not None:
         number += 1
         free = f"{name}-{number}"
-    return catalog.add(free, root, source=os.fsdecode(os.fsencode(directory)))
+    return free
+
+
+def _snapshot_of(store: Store, shown: Shown) -> SnapshotInfo | None:
+    """Return the snapshot that was made of a deduped directory, if it is still there.
+
+    A run that ended when it had made it could not note its sequence number any more.
+    """
+    known = SnapshotCatalog(store).find(shown.snapshot)
+    if known is None:
+        return None
+    is_ours = known.sequence == shown.sequence or known.root.content == shown.root.content
+    return known if is_ours else None
+
+
+def put_snapshot(store: Store, shown: Shown, directory: Path) -> SnapshotInfo:
+    """Make the snapshot of a deduped directory, in the place of the one of its last run."""
+    catalog = SnapshotCatalog(store)
+    known = _snapshot_of(store, shown)
+    if known is not None and known.root.content == shown.root.content:
+        return known
+    if known is not None and not known.pinned:
+        catalog.remove([known.name])
+    name = free_name(store, shown.snapshot)
+    return catalog.add(name, shown.root, source=os.fsdecode(os.fsencode(directory)))
 
 
 def remove_snapshot(store: Store, shown: Shown) -> None:
     """Remove the snapshot of a directory that is no longer deduped, unless somebody pinned it."""
-    catalog = SnapshotCatalog(store)
-    known = catalog.find(shown.snapshot)
-    if known is not None and known.sequence == shown.sequence and not known.pinned:
-        with suppress(UsageError):
-            catalog.remove([known.name])
+    known = _snapshot_of(store, shown)
+    if known is not None and not known.pinned:
+        with suppress(UsageError, NotFoundError):  # pinned or removed just now
+            SnapshotCatalog(store).remove([known.name])
