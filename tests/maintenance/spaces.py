@@ -73,6 +73,7 @@ class History:
         weighted = {
             self._import: 5,
             self._write_in_view: 6,
+            self._ephemeral: 1,
             self._clone: 1,
             self._rename: 1,
             self._remove: 3,
@@ -168,6 +169,24 @@ class History:
 
         self._in_process(work, may_die=True)
 
+    def _ephemeral(self) -> None:
+        """Write in a view that goes with its process, or with the gc after that."""
+        seed = self.rng.randrange(1 << 30)
+        names = self._names()
+        base = self.rng.choice(names) if names and self.rng.random() < 0.5 else None
+
+        def work(store: Store) -> None:
+            rng = random.Random(seed)
+            view = View.open_ephemeral(store, snapshot=base)
+            for _ in range(3):
+                change_view(view, store, rng)
+                if rng.random() < 0.3:
+                    view.fold()
+            if rng.random() < 0.3:
+                view.close()
+
+        self._in_process(work, may_die=True)
+
     def _clone(self) -> None:
         names = self._names()
         if names and len(names) < SNAPSHOTS_MAX:
@@ -197,9 +216,9 @@ class History:
 
     def _remove_view(self) -> None:
         with Store.open(self.path) as store:
-            rows = list_views(store)
-            if rows:
-                remove_view(store, self.rng.choice(rows).name)
+            names = [row.name for row in list_views(store) if row.name in VIEWS]
+            if names:
+                remove_view(store, self.rng.choice(names))
 
     def _collect(self) -> None:
         with Store.open(self.path) as store:

@@ -46,8 +46,8 @@ from dedupfs.model import (
 )
 from dedupfs.namespace.rows import decode_snapshot_row, decode_view_row, view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.namespace.views import VIEWS_DIRECTORY, remove_view
-from dedupfs.store import Store, Table
+from dedupfs.namespace.views import EPHEMERAL_PREFIX, VIEWS_DIRECTORY, remove_view
+from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import indexed_packs, indexed_records, pack_files, pins
 from tests.conftest import Scale
 from tests.maintenance.spaces import History, copy_of
@@ -83,14 +83,7 @@ class Model:
                 info, record_id = decode_snapshot_row(row)
                 model.tops["snapshot", info.name] = record_id
                 model.roots["snapshot", info.name] = [record_id]
-            pinned: dict[bytes, list[RecordId]] = {}
-            for owner, record_id, _count in pins(txn):
-                pinned.setdefault(owner, []).append(record_id)
-            for _, row in txn.scan(Table.VIEWS):
-                view = decode_view_row(row)
-                held = pinned.get(view_owner_key(view.view_id), [])
-                model.tops["view", view.name] = view.root_id
-                model.roots["view", view.name] = [view.root_id, *held]
+            model._add_views(txn)
             for pack, pack_row in indexed_packs(txn):
                 if pack_row.kind is PackKind.VERBATIM:
                     model.verbatim.add(pack)
@@ -100,6 +93,17 @@ class Model:
             if location.kind is not RecordKind.CHUNK:
                 model.payloads[record_id] = store.get(record_id, location.kind)
         return model
+
+    def _add_views(self, txn: ReadTxn) -> None:
+        pinned: dict[bytes, list[RecordId]] = {}
+        for owner, record_id, _count in pins(txn):
+            pinned.setdefault(owner, []).append(record_id)
+        for _, row in txn.scan(Table.VIEWS):
+            view = decode_view_row(row)
+            if not view.name.startswith(EPHEMERAL_PREFIX):  # whose process is dead: garbage
+                held = pinned.get(view_owner_key(view.view_id), [])
+                self.tops["view", view.name] = view.root_id
+                self.roots["view", view.name] = [view.root_id, *held]
 
     def reached(self, holders: Iterable[Holder]) -> set[RecordId]:
         """Return every record that something of ``holders`` needs, chunk tables included."""
