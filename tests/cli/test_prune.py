@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
 from tests.cli.conftest import Run
 from tests.kills.place import ENVIRONMENT
+from tests.maintenance import retention_model as model
 
 KILOBYTES = 50_000
 
@@ -73,6 +75,48 @@ def test_prune_json_is_exact(run: Run, steps: Path) -> None:
     assert {**done, "dry_run": True, "frees_bytes": told["frees_bytes"]} == told
     assert told["frees_bytes"] > 2 * KILOBYTES
     assert done["frees_bytes"] is None
+
+
+def test_a_hundred_snapshots_are_kept_as_the_rules_are_written(
+    run: Run, steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", model.ZONE)
+    time.tzset()
+    seed = "prune" if os.environ.get("CI") == "true" else str(random.randrange(1 << 30))
+    sys.stdout.write(f"seed={seed}\n")
+    generator = random.Random(seed)
+    history = []
+    with Store.open(steps) as store:
+        catalog = SnapshotCatalog(store)
+        root = catalog.get("step-1000").root
+        for number in range(100):
+            time_ns = (1_700_000_000 + generator.randrange(400 * 86_400)) * 10**9
+            tags = {"loss": f"{generator.random():.3f}"} if generator.random() < 0.8 else {}
+            name = f"n-{number * 25}"
+            history.append(model.Shot(number, name, time_ns, tags, generator.random() < 0.05))
+            catalog.add(name, root, tags=tags, created_ns=time_ns)
+            if history[-1].pinned:
+                catalog.pin(name, True)
+    expected = {
+        shot.name
+        for shot in history
+        if shot.pinned
+        or model.keeps_last(shot, history, 3)
+        or model.keeps_periodic(shot, history, "daily", 7)
+        or model.keeps_periodic(shot, history, "weekly", 5)
+        or model.keeps_periodic(shot, history, "monthly", 20)
+        or model.keeps_best(shot, history, "loss", False, 4)
+        or model.keeps_every(shot, 500, "")
+    }
+    words = ["--keep-last", 3, "--keep-daily", 7, "--keep-weekly", 5, "--keep-monthly", 20]
+    words += ["--keep-best", "loss:min=4", "--keep-every", 500]
+    try:
+        told = run("prune", "--json", steps, "n-*", *words).json
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert set(told["kept"]) == expected
+    assert {name for name in names(run, steps) if name.startswith("n-")} == expected
 
 
 def test_the_space_can_be_left_to_gc(run: Run, steps: Path) -> None:
