@@ -262,6 +262,7 @@ class _Run:
             self._registration.save(manifest)
             mark(self._top_fd, self._store, manifest)
         self.apply(manifest, before, target, resumed=resumed, everything=everything)
+        mark(self._top_fd, self._store, manifest)  # no tree has a say in this attribute
         sync_file_system(self._top_fd)
         self._finish(manifest, target)
         self.report.seconds = time.monotonic() - self._started

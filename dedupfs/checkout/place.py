@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dedupfs.checkout.objects import HARDLINK
 from dedupfs.checkout.target import ATTRIBUTE
-from dedupfs.errors import DedupfsError, NotFoundError, SourceError, UsageError
+from dedupfs.errors import NotFoundError, SourceError, UsageError
 from dedupfs.format.manifest import Manifest
 from dedupfs.namespace.checkouts import read_checkout, read_checkouts
 from dedupfs.store import Store
@@ -111,16 +111,17 @@ def find_checkout(store: Store, directory: Path) -> Manifest:
     """Return the checkout that a directory is, by its mark or by where it was made.
 
     Raises:
-        NotFoundError: it is none of this store.
-        UsageError: it is a copy of one.
+        NotFoundError: it is none of this store. UsageError: it is a copy of one.
+        CorruptError: its manifest is damaged.
     """
     found = read_mark(directory)
     if found is not None:
-        with suppress(DedupfsError):
-            manifest = read_checkout(store, found.number)
-            if manifest.token == found.token:
-                _require_no_copy(directory, manifest)
-                return manifest
+        marked: Manifest | None = None
+        with suppress(NotFoundError):
+            marked = read_checkout(store, found.number)
+        if marked is not None and marked.token == found.token:
+            _require_no_copy(directory, marked)
+            return marked
     wanted = os.fsencode(os.path.abspath(directory))
     manifests, _damaged = read_checkouts(store)
     for manifest in manifests:

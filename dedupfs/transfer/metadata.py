@@ -20,6 +20,7 @@ OnRefusal = Callable[[str, OSError], None]
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
+_OURS = "user.dedupfs."
 _NO_XATTRS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.ENODATA})
 
 
@@ -62,6 +63,8 @@ def read_xattrs(target: Target) -> Xattrs:
     found = []
     values_bytes = 0
     for name in names:
+        if name.startswith(_OURS):
+            continue  # it tells of this directory or file, not of a copy
         try:
             value = os.getxattr(target, name)
         except OSError as exc:
