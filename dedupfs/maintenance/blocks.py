@@ -79,7 +79,6 @@ class Blocks:
         self._gone = gone if gone is not None else Counter()
         self._align_bytes = max(PUNCH_ALIGN_BYTES, os.statvfs(store.layout.packs).f_frsize)
         self._punches: bool | None = None
-        self._files: dict[int, File | None] = {}
         self._allocated: dict[tuple[int, int, int], int] = {}
         self._runs: dict[int, list[_Range]] = {}
         self._bytes: dict[int, int] = {}
@@ -235,29 +234,29 @@ class Blocks:
             return 0
         header_bytes = 0 if row.kind is PackKind.VERBATIM else HEADER_BYTES
         align = self._align_bytes
-        return sum(
-            self._allocated_bytes(
-                pack, row, -(-(start + header_bytes) // align) * align, stop // align * align
-            )
+        insides = [
+            (-(-(start + header_bytes) // align) * align, stop // align * align)
             for start, stop in runs
-        )
+        ]
+        return self._allocated_bytes(pack, row, [inside for inside in insides if _is_any(inside)])
 
-    def _allocated_bytes(self, pack: int, row: PackRow, start: int, stop: int) -> int:
-        if start >= stop:
-            return 0
-        key = (pack, start, stop)
-        if key not in self._allocated:
-            if pack not in self._files:
-                try:
-                    self._files[pack] = self._store.disk.open(self._path(pack, row.kind))
-                except (FileNotFoundError, StoreError) as exc:
-                    self._garbage.problems[f"pack {pack}: {exc}"] = None
-                    self._files[pack] = None
-            file = self._files[pack]
-            self._allocated[key] = (
-                self._store.disk.data_bytes(file, start, stop) if file is not None else 0
-            )
-        return self._allocated[key]
+    def _allocated_bytes(self, pack: int, row: PackRow, insides: list[_Range]) -> int:
+        """Return how much of some ranges is no hole. The file is closed again: packs are many."""
+        unknown = [inside for inside in insides if (pack, *inside) not in self._allocated]
+        if unknown:
+            try:
+                file = self._store.disk.open(self._path(pack, row.kind))
+                for inside in unknown:
+                    allocated = self._store.disk.data_bytes(file, *inside)
+                    self._allocated[pack, *inside] = allocated
+                file.close()
+            except (FileNotFoundError, StoreError) as exc:
+                self._garbage.problems[f"pack {pack}: {exc}; run 'dedupfs check'"] = None
+        return sum(self._allocated.get((pack, *inside), 0) for inside in insides)
+
+
+def _is_any(inside: _Range) -> bool:
+    return inside[0] < inside[1]
 
 
 def _lies_in(run: _Range, merged: list[_Range]) -> bool:

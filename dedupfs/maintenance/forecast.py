@@ -8,6 +8,7 @@ freed. Source: docs/format.md, "Giving space back"; docs/cli.md, "du", says what
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dedupfs.errors import CorruptError, NotFoundError, StoreError
@@ -196,14 +197,12 @@ class Forecast:
     def _play_garbage(self) -> None:
         """Drop what gc drops: what processes and views that are dead held, then dead records."""
         store, txn, garbage = self._store, self._txn, self._garbage
-        dead = {owner for owner in pin_owners(txn) if self._is_dead(owner)}
-        for owner in dead:
-            self._drop_pins(garbage, owner)
         files: list[Path] = []
-        for key, making in txn.scan(Table.META, prefix=META_MAKING):
-            if not making or self._is_dead(making):
-                pack = decode_pack_key(key[len(META_MAKING) :])
-                files += [store.layout.pack(pack, kind) for kind in PackKind]
+        with self._noting():
+            for owner in {owner for owner in pin_owners(txn) if self._is_dead(owner)}:
+                self._drop_pins(garbage, owner)
+        with self._noting():
+            files += self._dead_makers_files()
         for name in self.views():
             if name.startswith(EPHEMERAL_PREFIX) and view_owner(store, name) is None:
                 row = self.view(name)
@@ -211,9 +210,10 @@ class Forecast:
                 self._drop_pins(garbage, view_owner_key(row.view_id))
                 files += view_files(store.path, name)
         garbage.free_dead(RecordId(key) for key, _ in txn.scan(Table.DEAD))
-        for _pack, pack_row in indexed_packs(txn):
-            if not pack_row.live_bytes and pack_row.chunk_table is not None:
-                garbage.drop_pin(pack_row.chunk_table, 1)  # a gc was stopped before it went
+        with self._noting():
+            for _pack, pack_row in indexed_packs(txn):
+                if not pack_row.live_bytes and pack_row.chunk_table is not None:
+                    garbage.drop_pin(pack_row.chunk_table, 1)  # a gc was stopped before it went
         self._garbage_records = len(garbage.freed)
         self._garbage_stored_bytes = garbage.stored_bytes
         if not garbage.unreadable_snapshot:  # else tombstones are needed on
@@ -221,14 +221,30 @@ class Forecast:
         self._files = list(stat_files(files))
         self._gone.update(inode_of(status) for status in self._files)
 
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Note a damaged row, and leave out what comes behind it."""
+        try:
+            yield
+        except CorruptError as exc:
+            self.damaged[f"{exc}; run 'dedupfs check'"] = None
+
+    def _dead_makers_files(self) -> Iterator[Path]:
+        """Yield the packs that somebody was making or removing who has died."""
+        for key, making in self._txn.scan(Table.META, prefix=META_MAKING):
+            if not making or self._is_dead(making):
+                pack = decode_pack_key(key[len(META_MAKING) :])
+                yield from (self._store.layout.pack(pack, kind) for kind in PackKind)
+
     def _is_dead(self, owner: bytes) -> bool:
         return is_dead(self._store.layout, self._store.disk, owner, tidy=False)
 
     def _drop_pins(self, release: Release, owner: bytes) -> None:
-        for key, row in self._txn.scan(Table.PINS, prefix=owner):
-            found, record_id = split_pin_key(key)
-            if found == owner:
-                release.drop_pin(record_id, decode_count(row))
+        with self._noting():
+            for key, row in self._txn.scan(Table.PINS, prefix=owner):
+                found, record_id = split_pin_key(key)
+                if found == owner:
+                    release.drop_pin(record_id, decode_count(row))
 
 
 def view_files(store_path: Path, name: str) -> list[Path]:

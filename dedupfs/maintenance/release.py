@@ -64,6 +64,7 @@ class Release:
         self._store = store
         self._txn = txn
         self._below = below
+        self._reader: TreeReader = below._reader if below is not None else TreeReader(store)
         self._packs: dict[int, PackRow | None] = below._packs if below is not None else {}
         self._dropped: Counter[RecordId] = Counter()
         self._freed_in: Counter[int] = Counter()
@@ -221,7 +222,7 @@ class Release:
             # A page does not say how much its files are: all of them, but for pages that go.
             size = self._sizes[record_id]
             if size is None:
-                size = sum_of_sizes(TreeReader(self._store).entries(record_id))
+                size = sum_of_sizes(self._reader.entries(record_id))
             self._paged_bytes += weight * size
         found: list[_Child] = [(page.page_id, 0) for page in tree.pages]
         for entry in tree.entries:
@@ -236,10 +237,9 @@ class Release:
         Holes in trees and recipes that stay count as well.
         """
         shared = sum(self._held.values()) + self._paged_bytes
-        reader = TreeReader(self._store)
         for tree_id, weight in self._held_unsized.items():
             try:
-                shared += weight * sum_of_sizes(reader.entries(tree_id))
+                shared += weight * sum_of_sizes(self._reader.entries(tree_id))
             except StoreError as exc:
                 self.problems[f"{exc}; run 'dedupfs check'"] = None
         return shared
