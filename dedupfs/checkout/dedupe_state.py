@@ -12,6 +12,7 @@ from pathlib import Path
 from dedupfs.checkout.dedupe_scan import parent_of
 from dedupfs.checkout.dedupe_snapshot import Taken, files_of
 from dedupfs.checkout.dedupe_take import Link
+from dedupfs.checkout.verify import DEDUPE
 from dedupfs.errors import CorruptError, NotFoundError, UsageError
 from dedupfs.format.manifest import HeldPack, Manifest, Shown
 from dedupfs.model import PackKind, SnapshotInfo
@@ -19,7 +20,7 @@ from dedupfs.namespace.checkouts import read_checkouts
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
 
-KIND = "dedupe"
+KIND = DEDUPE
 """What the manifest of a deduped directory calls itself."""
 
 

@@ -30,6 +30,8 @@ _SHARED = 0x2000  # linux/fiemap.h
 _LAST = 0x1
 _SYNC = 0x1
 
+DEDUPE = "dedupe"
+"""The kind of a directory of which only the files are known that were replaced."""
 MISSING = "missing"
 CHANGED = "changed"
 BROKEN = "broken link"
@@ -110,6 +112,7 @@ class _Verification:
     ) -> None:
         self._store = store
         self._shown = shown
+        self._is_all = manifest.kind != DEDUPE
         self._report = report
         self._full = full
         self._top_fd = top_fd
@@ -129,8 +132,9 @@ class _Verification:
                     parent, name = split(path)
                     names[parent].add(name)
                     self._compare(path, item)
-            for path, known in names.items():
-                self._find_extra(path, known)
+            if self._is_all:
+                for path, known in names.items():
+                    self._find_extra(path, known)
         finally:
             self._directories.close()
 

@@ -178,7 +178,7 @@ def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> N
                 else:
                     gone.append(str(directory))
     else:
-        with _found(place, store_path) as (opened, manifest):
+        with _found(place, store_path, to_change=False) as (opened, manifest):
             reports.append(verify_checkout(opened, manifest, place, full=full))
     if as_json:
         output.print_json([_verified_json(report) for report in reports])
@@ -314,17 +314,18 @@ def _what(store: "Store", where: str) -> "What":
 
 
 def _all(store: "Store") -> "list[Manifest]":
-    from dedupfs.checkout.make import KIND
     from dedupfs.namespace.checkouts import read_checkouts
 
     manifests, damaged = read_checkouts(store)
     for found in damaged:
         output.note(f"checkout {found.number}: {found.why}")
-    return [manifest for manifest in manifests if manifest.kind == KIND]
+    return manifests
 
 
 @contextmanager
-def _found(place: Path, store_path: Path | None) -> "Iterator[tuple[Store, Manifest]]":
+def _found(
+    place: Path, store_path: Path | None, *, to_change: bool = True
+) -> "Iterator[tuple[Store, Manifest]]":
     """Open the store of a checkout, which is named by its directory or its number."""
     from dedupfs.checkout.make import KIND
     from dedupfs.checkout.place import find_checkout, read_mark
@@ -342,7 +343,7 @@ def _found(place: Path, store_path: Path | None) -> "Iterator[tuple[Store, Manif
             manifest = read_checkout(opened, int(str(place)))
         else:
             manifest = find_checkout(opened, place)
-        if manifest.kind != KIND:
+        if to_change and manifest.kind != KIND:
             raise UsageError(f"{place} was made by 'dedupfs {manifest.kind}', which ends it, too")
         yield opened, manifest
 

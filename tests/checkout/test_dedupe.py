@@ -13,7 +13,9 @@ import pytest
 
 from dedupfs.checkout.dedupe import dedupe, plan
 from dedupfs.checkout.dedupe_scan import Why
+from dedupfs.checkout.dedupe_state import find_deduped
 from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.verify import verify_checkout
 from dedupfs.errors import NotFoundError, UsageError
 from dedupfs.maintenance.gc import collect
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -73,6 +75,12 @@ def test_duplicates_become_links_and_files_again(store: Store, ckpts: Path, link
     assert len({path.stat().st_ino for path in copies}) == 1
     assert not copies[0].stat().st_mode & 0o222
     assert (ckpts / "ckpt-1" / "model").stat().st_mtime_ns == 10**18 + 1
+
+    manifest = find_deduped(store, ckpts)
+    assert manifest is not None
+    verified = verify_checkout(store, manifest, ckpts, full=True)
+    assert verified.ok
+    assert not verified.findings
 
     again = dedupe(store, ckpts, options(link))
     assert (again.replaced, again.kept) == (0, 2 * COPIES)
