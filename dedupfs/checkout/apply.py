@@ -189,6 +189,8 @@ class Applier:
             self._maker.apply_directory(fd, change.after.entry, change.path)
             self._report.directories += 1
             return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self._temporary, dir_fd=self._directories.of(change.path))
         if not change.path:
             return
         parent, name = split(change.path)

@@ -35,7 +35,7 @@ from dedupfs.checkout.place import (
     require_outside,
     works_in,
 )
-from dedupfs.checkout.target import Links, sync_file_system
+from dedupfs.checkout.target import Links, still_there, sync_file_system
 from dedupfs.errors import UsageError
 from dedupfs.format.manifest import HeldPack, Manifest, Shown
 from dedupfs.model import ID_BYTES, SnapshotInfo, TreeEntry
@@ -192,6 +192,7 @@ def remove_checkout(
             run.report = report
             for state in states:
                 run.apply(manifest, state, None)
+            report.kept = still_there(top_fd, report.kept)
             sync_file_system(top_fd)
         finally:
             os.close(top_fd)
@@ -258,13 +259,13 @@ class _Run:
         self._require_unchanged(changes, links, resumed=resumed)
         self._registration.hold([target.root])
         if not resumed:
-            manifest = self._find_packs(manifest, target, bytes_min)
+            manifest = self._find_packs(manifest, target, changes, bytes_min)
             self._registration.save(manifest)
             mark(self._top_fd, self._store, manifest)
         self.apply(manifest, before, target, resumed=resumed, everything=everything)
         mark(self._top_fd, self._store, manifest)  # no tree has a say in this attribute
         sync_file_system(self._top_fd)
-        self._finish(manifest, target)
+        self._finish(manifest, target, changes)
         self.report.seconds = time.monotonic() - self._started
         return self.report
 
@@ -290,14 +291,18 @@ class _Run:
                 f"changed by their user, and would be overwritten (--force does): {listed}"
             )
 
-    def _find_packs(self, manifest: Manifest, target: Shown, bytes_min: int | None) -> Manifest:
-        """Have a pack for each file that is to be a link."""
+    def _find_packs(
+        self, manifest: Manifest, target: Shown, comparison: Comparison, bytes_min: int | None
+    ) -> Manifest:
+        """Have a pack for each file that is to be a link, and is not one already."""
         least = self._store.config.verbatim_bytes_min if bytes_min is None else bytes_min
         known = dict(manifest.links)
         needed: dict[bytes, TreeEntry] = {}
-        for path, item in walk(self._store, target.root):
-            entry = item.entry
-            if path and is_linkable(entry, target.link, least) and entry.content not in known:
+        for change in comparison.changes():
+            entry = change.after.entry if change.after is not None else None
+            if entry is None or entry.content in known:
+                continue
+            if is_linkable(entry, target.link, least):
                 needed.setdefault(entry.content, entry)
         linked = PackFinder(self._store, self._registration).find(needed)
         self.report.assembled = linked.assembled
@@ -349,13 +354,12 @@ class _Run:
             problems.add(path, "not made: no file can have this name")
             self.report.damaged += 1
 
-    def _finish(self, manifest: Manifest, target: Shown) -> None:
+    def _finish(self, manifest: Manifest, target: Shown, comparison: Comparison) -> None:
         """Write what is there now, and let go of what nothing there needs."""
-        used = set()
-        for _path, item in walk(self._store, target.root) if manifest.links else ():
-            used.add(item.entry.content)
-        is_linked = target.link in (SYMLINK, HARDLINK)
-        links = [(c, pack) for c, pack in manifest.links if is_linked and c in used]
+        links = list(manifest.links) if target.link in (SYMLINK, HARDLINK) else []
+        if _takes_links_away(comparison, {content for content, _ in links}):
+            used = {item.entry.content for _path, item in walk(self._store, target.root)}
+            links = [(content, pack) for content, pack in links if content in used]
         self._registration.save(
             msgspec.structs.replace(
                 manifest,
@@ -366,3 +370,15 @@ class _Run:
             )
         )
         self._registration.settle()
+
+
+def _takes_links_away(comparison: Comparison, linked: set[bytes]) -> bool:
+    """Whether a file that is a link goes or becomes another; others may be the same link."""
+    if not linked:
+        return False
+    for change in comparison.changes():
+        before = change.before.entry.content if change.before is not None else b""
+        after = change.after.entry.content if change.after is not None else b""
+        if before != after and before in linked:
+            return True
+    return False

@@ -40,7 +40,9 @@ class PackFinder:
         self._store = store
         self._registration = registration
         self._others = _links_of_others(store, registration.number)
-        self._held_by_others = {pack for _number, pack in self._others.values()}
+        self._shown = {pack for _number, pack in self._others.values()}
+        if registration.manifest is not None:
+            self._shown.update(held.pack for held in registration.manifest.packs)
 
     def find(self, files: Mapping[bytes, TreeEntry]) -> Linked:
         """Return a pack for the content of each of ``files``, which are by content.
@@ -63,7 +65,7 @@ class PackFinder:
                 linked.damaged.append(content)
                 continue
             linked.packs[content] = pack
-            if pack not in self._held_by_others:
+            if pack not in self._shown:
                 self._give_time(pack, entry.mtime_ns)
         return linked
 

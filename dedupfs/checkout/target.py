@@ -9,7 +9,7 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -175,6 +175,19 @@ class Directories:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def still_there(top_fd: int, paths: Iterable[bytes]) -> list[bytes]:
+    """Return which of these names there are, each once, in order."""
+    directories = Directories(top_fd)
+    found = []
+    for path in sorted(set(paths)):
+        parent, name = split(path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(name, dir_fd=directories.of(parent))
+            found.append(path)
+    directories.close()
+    return found
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:

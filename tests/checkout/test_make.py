@@ -152,6 +152,15 @@ def test_removal_leaves_what_its_user_added(store: Store, place: Path) -> None:
     assert left == {"medium", "sub", "sub/mine"}
 
 
+def test_removal_takes_along_what_an_interrupted_run_left(store: Store, place: Path) -> None:
+    check_out(store, "one", place / "out", "copy")
+    (manifest,) = read_checkouts(store)[0]
+    for directory in (place / "out", place / "out" / "sub" / "deep"):
+        (directory / f".dedupfs-{manifest.token}.new").write_bytes(b"half")
+    assert not remove(store, place / "out").kept
+    assert not (place / "out").exists()
+
+
 def test_a_directory_of_a_snapshot_and_where_it_may_not_be(store: Store, place: Path) -> None:
     from dedupfs.checkout.make import make_checkout
     from tests.checkout.places import what
