@@ -184,11 +184,14 @@ def test_another_program_asked_for_before_a_daemon_answers_takes_over_then() -> 
 def test_another_program_asked_for_while_a_daemon_dies_takes_over_from_the_next() -> None:
     process = start(f"{BLOCK}\n{LEAVE}\nsay(os.getpid())\nsignal.sigwait([signal.SIGTERM])", "yes")
     assert process.stdout is not None
-    said = [process.stdout.readline() for _line in ("daemon first", "ready", "pid")]
+    daemon = 0
+    while not daemon:  # behind "daemon first", "ready" and what is logged, in any order
+        line = process.stdout.readline()
+        assert line, "it has ended"
+        daemon = int(line) if line.strip().isdigit() else 0
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     process.send_signal(signal.SIGUSR2)
-    daemon = next(int(line) for line in said if line.strip().isdigit())
     with closing(ProcessEnd(daemon)) as end:
         os.kill(daemon, signal.SIGKILL)
         assert end.wait(END_TIMEOUT_S)
