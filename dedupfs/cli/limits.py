@@ -12,7 +12,7 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import JSON, STORE, open_store
-from dedupfs.errors import CorruptError, DedupfsError, NotFoundError, StoreError, UsageError
+from dedupfs.errors import CorruptError, DedupfsError, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from dedupfs.store import Store
@@ -86,13 +86,12 @@ def limit(store: Path, size: str | None, view: str | None, as_json: bool) -> Non
     with open_store(store) as opened:
         if size is not None:
             _set(opened, view, None if size == NO_LIMIT else output.parse_size(size))
+            _tell_daemons(store, view)
         if view is not None:
             _fold(
                 store, view
             )  # what was deleted, or turned out to be there already, counts no more
         budget = store_budget(opened) if view is None else view_budget(opened, view)
-    if size is not None:
-        _tell_daemons(store, view)
     if as_json:
         output.print_json(
             {
@@ -127,10 +126,8 @@ def budget_text(budget: Budget) -> str:
 def _set(store: "Store", view: str | None, limit_bytes: int | None) -> None:
     from dedupfs.namespace.rows import check_name
     from dedupfs.namespace.views import find_view, view_directory
-    from dedupfs.store.limits import LIMIT_BYTES_MAX, write_limit
+    from dedupfs.store.limits import write_limit
 
-    if limit_bytes is not None and limit_bytes > LIMIT_BYTES_MAX:
-        raise UsageError(f"a limit is at most {LIMIT_BYTES_MAX} bytes")
     directory = store.path
     if view is not None:
         check_name(view, "view")

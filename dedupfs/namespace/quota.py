@@ -38,7 +38,7 @@ _COUNT_S_SHORT = 0.05
 _COUNT_SHARE = 10
 """... and a longer one takes no more than one part in so many of the time."""
 _RECOUNT_S = 2.0
-"""What others do (a snapshot of the view, the same bytes stored elsewhere) is seen after this."""
+"""At the limit, what others do (a snapshot of the view goes) is seen after this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Quota:
     def __init__(
         self, store: Store, folder: Folder | None, make_room: Sequence[Callable[[], None]]
     ) -> None:
-        """``make_room``: what gives room back, cheapest first."""
+        """``make_room``: what gives room back, cheapest first. Without limits until ``reload``."""
         self._store = store
         self._folder = folder
         self._make_room = make_room
@@ -96,7 +96,6 @@ class Quota:
         self._count_s = 0.0
         self._is_over = False
         self.is_limited = False
-        self.reload()
 
     def reload(self) -> None:
         """Take over limits that have changed.
@@ -189,25 +188,28 @@ class Quota:
 
     # --- counting --------------------------------------------------------------------------------
 
-    def wants_count(self) -> bool:
-        """Whether a count could find that less is held by now, or more, and is due."""
-        if self._limit_bytes is None or self._folder is None:
-            return False
+    def _is_due(self) -> bool:
+        """Whether the view has changed since the last count, and that was long enough ago."""
+        assert self._folder is not None
         since_s = time.monotonic() - self._counted_s
         if self._count_s > _COUNT_S_SHORT and since_s < self._count_s * _COUNT_SHARE:
             return False
-        return self._counted_generation != self._folder.row.generation or since_s >= _RECOUNT_S
+        return self._counted_generation != self._folder.row.generation
 
     def recount(self) -> None:
-        """Count here and now, if it is due."""
-        if self._folder is not None and (self.wants_count() or self._folder.row.held_bytes < 0):
+        """Count here and now, if that may tell something new."""
+        if self._folder is None:
+            return
+        if self._is_due() or time.monotonic() - self._counted_s >= max(
+            _RECOUNT_S, self._count_s * _COUNT_SHARE
+        ):
             count = Count(self._store, self._folder.row, self._counts)
             count.run()
             self.counted(count)
 
     def count(self) -> "Count | None":
         """Return a count to be run in a thread and handed to ``counted``; None: none is due."""
-        if self._folder is None or not self.wants_count():
+        if self._limit_bytes is None or self._folder is None or not self._is_due():
             return None
         return Count(self._store, self._folder.row, self._counts)
 
@@ -269,9 +271,9 @@ class Count:
 
     def run(self) -> None:
         """Count. A failure leaves the number as it was: the next read of that record will tell."""
-        begun_s = time.monotonic()
+        begun_s = time.thread_time()  # not what others take of the processor meanwhile
         try:
             self.held_bytes = view_held_bytes(self._store, self.row)
         except StoreError:
             self.held_bytes = None
-        self.seconds = time.monotonic() - begun_s
+        self.seconds = time.thread_time() - begun_s

@@ -5,6 +5,7 @@ changes on a read-only mount, and hands everything to the module that knows. Syn
 thread.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,8 @@ from dedupfs.namespace.readplan import ReadPlan
 from dedupfs.namespace.views import delete_view
 from dedupfs.store.space import free_dead, punch
 from dedupfs.store.store import Store
+
+log = logging.getLogger(__name__)
 
 __all__ = ["AttrChange", "Caller", "StatFs", "View"]
 
@@ -78,16 +81,25 @@ class View:
 
         Raises:
             UsageError: no possible name, or the view has another base. NotFoundError: no such
-                snapshot. StoreBusyError: another process owns the view.
+                snapshot. StoreBusyError: another process owns the view. FormatVersionError,
+                CorruptError: its limit, or the store's, cannot be read.
         """
-        return cls(store, bring_back(store, name, snapshot, mountpoint))
+        return cls(store, bring_back(store, name, snapshot, mountpoint))._within_limits()
 
     @classmethod
     def open_ephemeral(
         cls, store: Store, *, snapshot: str | None = None, mountpoint: str = ""
     ) -> Self:
         """Make a view that ``close`` deletes."""
-        return cls(store, make_ephemeral(store, snapshot, mountpoint))
+        return cls(store, make_ephemeral(store, snapshot, mountpoint))._within_limits()
+
+    def _within_limits(self) -> Self:
+        try:
+            self.quota.reload()
+        except BaseException:
+            self._opened.release()
+            raise
+        return self
 
     @classmethod
     def open_read_only(cls, store: Store, *, snapshot: str | None = None) -> Self:
@@ -106,6 +118,10 @@ class View:
         else:
             view = cls(store, take_over(store, handover, mountpoint))
         view._handles.restore()
+        try:
+            view.quota.reload()
+        except StoreError as exc:  # callers wait: it is for who set it, not for them
+            log.error("limits do not count until they are set again view=%s: %s", view.name, exc)
         return view
 
     def handover(self) -> Handover:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import CorruptError, FormatVersionError, QuotaError
+from dedupfs.errors import CorruptError, FormatVersionError, QuotaError, UsageError
 from dedupfs.format.keys import decode_pack_row
 from dedupfs.store.db import Table
 from dedupfs.store.disk import Disk
@@ -68,8 +68,11 @@ def write_limit(disk: Disk, directory: Path, limit_bytes: int | None) -> None:
     """Set the limit of the store or view whose directory this is, durably; None: no limit.
 
     Raises:
-        StoreFullError, StoreError: the disk refused; the limit is as it was.
+        UsageError: no limit can be that. StoreFullError, StoreError: the disk refused; the limit is
+            as it was.
     """
+    if limit_bytes is not None and not 0 <= limit_bytes <= LIMIT_BYTES_MAX:
+        raise UsageError(f"a limit is at most {LIMIT_BYTES_MAX} bytes")
     path = directory / LIMIT_NAME
     if limit_bytes is not None:
         write_whole(disk, path, msgspec.json.encode(_Limit(FORMAT_VERSION, limit_bytes)) + b"\n")
@@ -118,13 +121,17 @@ class StoreLimit:
     """
 
     def __init__(self, store: Store) -> None:
+        """Without a limit until ``reload``."""
         self._store = store
         self.limit_bytes: int | None = None
-        self.reload()
+        self._forget()
 
     def reload(self) -> None:
         """Take over a limit that has changed. Errors as ``read_limit``."""
         self.limit_bytes = read_limit(self._store.disk, self._store.path)
+        self._forget()
+
+    def _forget(self) -> None:
         self._left_bytes = 0
         self._unseen_bytes = 0
         self._look_s = self._looked_s = 0.0

@@ -159,6 +159,7 @@ class _Import:
         self._progress = Progress(found.files, found.size_bytes)
         self._storer = FileStorer(store, self._block_stored, adopt=options.adopt)
         self._limit = StoreLimit(store)
+        self._limit.reload()
         self._pending_bytes = 0
         self._pinned_extents = 0
         self._has_pins = False

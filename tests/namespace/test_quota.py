@@ -309,6 +309,17 @@ def test_a_file_that_says_something_else_is_refused(
     assert read_limit(store.disk, tmp_path) is None
 
 
+def test_a_view_whose_limit_cannot_be_read_is_let_go(store: Store) -> None:
+    View.bring_back(store).close()
+    directory = view_directory(store.path, "default")
+    (directory / LIMIT_NAME).write_bytes(b"{}")
+    with pytest.raises(CorruptError, match="set the limit again"):
+        View.bring_back(store)
+    View.open_read_only(store).close()
+    write_limit(store.disk, directory, None)
+    View.bring_back(store).close()
+
+
 def test_what_a_newer_dedupfs_adds_is_passed_over(tmp_path: Path, store: Store) -> None:
     text = b'{"format_version": 1, "limit_bytes": 5, "soft_bytes": 4}'
     (tmp_path / LIMIT_NAME).write_bytes(text)

@@ -59,3 +59,14 @@ def fill(mounted: Supervised) -> None:
         file.write(noise(6, LIMIT_BYTES))
         file.flush()
         os.fsync(file.fileno())
+
+
+def test_a_damaged_limit_keeps_nobody_from_going_on(mount: Mount) -> None:
+    mounted = mount("mnt", "--limit", str(LIMIT_BYTES))
+    directory = mounted.store / "views" / "default"
+    (directory / "limit.json").write_text("{}")
+    mounted.kill_daemon()
+    (mounted.path / "file").write_bytes(b"bytes")
+    mounted.command("limit", mounted.store, str(LIMIT_BYTES), "--view", "default")
+    with pytest.raises(OSError, match="quota"):
+        fill(mounted)
