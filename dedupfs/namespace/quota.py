@@ -125,9 +125,14 @@ class Quota:
         Raises:
             StoreFullError: the disk is full. QuotaError: a limit is reached.
         """
-        self._take(self._room.require, length)
-        if self.is_limited:
-            self._take(self._take_within_limits, length)
+        try:
+            self._room.require(length)
+            if self.is_limited:
+                self._take_within_limits(length)
+        except StoreFullError:
+            self._take(self._room.require, length)
+            if self.is_limited:
+                self._take(self._take_within_limits, length)
 
     def require_name(self, length: int = 0) -> None:
         """Refuse one more name, or attributes of that length, to who is over a limit.
@@ -145,7 +150,6 @@ class Quota:
                 make_room()
                 self._something_went()
             else:
-                self._is_over = False
                 return
         try:
             take(length)
@@ -158,6 +162,7 @@ class Quota:
     def _take_within_limits(self, length: int) -> None:
         self._store_limit.require(length)
         if self._limit_bytes is None:
+            self._is_over = False
             return
         self._unseen_bytes += length
         if length > self._left_bytes or self._unseen_bytes >= _LOOK_BYTES:
@@ -170,6 +175,7 @@ class Quota:
                 f"{self._name}'"
             )
         self._left_bytes -= length
+        self._is_over = False
 
     @property
     def _name(self) -> str:

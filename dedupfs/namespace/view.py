@@ -81,8 +81,7 @@ class View:
 
         Raises:
             UsageError: no possible name, or the view has another base. NotFoundError: no such
-                snapshot. StoreBusyError: another process owns the view. FormatVersionError,
-                CorruptError: its limit, or the store's, cannot be read.
+                snapshot. StoreBusyError: another process owns it. CorruptError: a limit's file is.
         """
         return cls(store, bring_back(store, name, snapshot, mountpoint))._within_limits()
 

@@ -8,10 +8,11 @@ what is garbage already, not the store. Knows no view and no snapshot. Source: d
 from collections import Counter
 from collections.abc import Mapping
 
-from dedupfs.format.keys import PackRow, decode_location, decode_pack_row, encode_pack_key
+from dedupfs.errors import CorruptError
+from dedupfs.format.keys import PackRow, decode_pack_row, encode_pack_key, unpack_record_row
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.format.tree import references
-from dedupfs.model import Location, PackKind, RecordId, RecordKind
+from dedupfs.model import PackKind, RecordId, RecordKind
 from dedupfs.store.db import ReadTxn, Table
 from dedupfs.store.store import Store
 
@@ -41,7 +42,7 @@ class _Play:
         self._txn = txn
         self._dropped: Counter[RecordId] = Counter()
         self._freed: set[RecordId] = set()
-        self._packs: dict[int, PackRow | None] = {}
+        self._packs: dict[int, PackRow] = {}
         self._freed_in: Counter[int] = Counter()
 
     def run(self, held: Mapping[RecordId, int]) -> int:
@@ -54,27 +55,28 @@ class _Play:
             for record_id, row in zip(wave, rows, strict=True):
                 if row is None or record_id in self._freed:
                     continue
-                location, count = decode_location(row)
+                kind, _codec, _salt, pack, _offset, stored, _logical, count = unpack_record_row(row)
                 if count <= self._dropped[record_id]:
-                    self._free(record_id, location, below)
+                    self._freed.add(record_id)
+                    if kind not in _LEAVES:
+                        known = RecordKind(kind)
+                        below.update(references(known, self._store.get(record_id, known)))
+                    self._take_from(pack, stored, below)
             wave = below
         return sum(self._freed_in.values())
 
-    def _free(self, record_id: RecordId, location: Location, below: Counter[RecordId]) -> None:
-        self._freed.add(record_id)
-        if location.kind not in _LEAVES:
-            below.update(references(location.kind, self._store.get(record_id, location.kind)))
-        number = location.pack
-        pack = self._pack(number)
-        is_framed = pack is None or pack.kind is PackKind.RECORDS
-        self._freed_in[number] += location.stored_bytes + (HEADER_BYTES if is_framed else 0)
-        if pack is None or pack.chunk_table is None:
+    def _take_from(self, number: int, stored_bytes: int, below: Counter[RecordId]) -> None:
+        pack = self._packs.get(number) or self._pack(number)
+        if pack.kind is PackKind.RECORDS:
+            self._freed_in[number] += stored_bytes + HEADER_BYTES
             return
-        if self._freed_in[number] == pack.live_bytes:  # it goes, and its row's reference with it
-            below[pack.chunk_table] += 1
+        self._freed_in[number] += stored_bytes
+        if pack.chunk_table is not None and self._freed_in[number] == pack.live_bytes:
+            below[pack.chunk_table] += 1  # it goes, and its row's reference with it
 
-    def _pack(self, number: int) -> PackRow | None:
-        if number not in self._packs:
-            row = self._txn.get(Table.PACKS, encode_pack_key(number))
-            self._packs[number] = decode_pack_row(row) if row is not None else None
-        return self._packs[number]
+    def _pack(self, number: int) -> PackRow:
+        row = self._txn.get(Table.PACKS, encode_pack_key(number))
+        if row is None:
+            raise CorruptError(f"pack {number} is not in the index; run 'dedupfs check'")
+        found = self._packs[number] = decode_pack_row(row)
+        return found
