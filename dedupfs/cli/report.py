@@ -20,7 +20,6 @@ from dedupfs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from dedupfs.maintenance.overview import HolderSpace, Overview
-    from dedupfs.maintenance.usage import StoreUsage
 
 _STDOUT = "-"
 
@@ -125,28 +124,17 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
 
 def overview_json(overview: "Overview") -> dict[str, output.Json]:
     """Return all that the page shows, with exact bytes."""
-    usage = overview.usage
+    from dedupfs.cli.space import usage_json
+
     return {
         "store": overview.store_path,
         "dedupfs": __version__,
         "made_ns": overview.made_ns,
         "seconds": round(overview.seconds, 3),
-        "store_usage": _usage_json(usage),
+        "store_usage": usage_json(overview.usage),
         "snapshots": [_space_json(it) for it in overview.spaces if it.kind == "snapshot"],
         "views": [_space_json(it) for it in overview.spaces if it.kind == "view"],
-        "checkouts": [
-            {
-                "number": checkout.number,
-                "kind": checkout.kind,
-                "directory": output.text_of(checkout.directory),
-                "created_ns": checkout.created_ns,
-                "snapshot": checkout.snapshot or None,
-                "link": checkout.link or None,
-                "stored_bytes": checkout.reached_bytes,
-                "exclusive_bytes": checkout.exclusive_bytes,
-            }
-            for checkout in overview.checkouts
-        ],
+        "checkouts": _checkouts_json(overview),
         "growth": [
             {
                 "name": point.name,
@@ -169,6 +157,7 @@ def overview_json(overview: "Overview") -> dict[str, output.Json]:
                 "kept": prune.kept,
                 "removed": list(prune.removed),
                 "freed_bytes": prune.freed_bytes,
+                "frees_bytes": prune.frees_bytes,
             }
             for prune in overview.prunes
         ],
@@ -195,23 +184,20 @@ def overview_json(overview: "Overview") -> dict[str, output.Json]:
     }
 
 
-def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
-    return {
-        "entries": usage.entries,
-        "logical_bytes": usage.logical_bytes,
-        "unique_bytes": usage.chunk_logical_bytes,
-        "chunks": usage.chunks,
-        "stored_bytes": usage.chunk_stored_bytes,
-        "metadata_bytes": usage.metadata_stored_bytes,
-        "header_bytes": usage.header_bytes,
-        "index_bytes": usage.index_bytes,
-        "garbage_bytes": usage.garbage_bytes,
-        "free_bytes": usage.hole_bytes,
-        "disk_bytes": usage.disk_bytes,
-        "files": usage.files,
-        "directories": usage.directories,
-        "ratio": round(usage.ratio, 4),
-    }
+def _checkouts_json(overview: "Overview") -> list[output.Json]:
+    return [
+        {
+            "number": checkout.number,
+            "kind": checkout.kind,
+            "directory": output.text_of(checkout.directory),
+            "created_ns": checkout.created_ns,
+            "snapshot": checkout.snapshot or None,
+            "link": checkout.link or None,
+            "stored_bytes": checkout.reached_bytes,
+            "exclusive_bytes": checkout.exclusive_bytes,
+        }
+        for checkout in overview.checkouts
+    ]
 
 
 def _space_json(space: "HolderSpace") -> dict[str, output.Json]:
@@ -223,6 +209,7 @@ def _space_json(space: "HolderSpace") -> dict[str, output.Json]:
         "stored_bytes": space.reached_bytes,
         "shared_bytes": space.shared_bytes,
         "exclusive_bytes": space.exclusive_bytes,
+        "frees_bytes": space.frees_bytes,
     }
     if space.kind == "view":
         found |= {

@@ -57,7 +57,7 @@ def stats(store: Path, as_json: bool) -> None:
         budget = store_budget(opened)
     if as_json:
         limits = {"limit_bytes": budget.limit_bytes, "used_bytes": budget.use_bytes}
-        output.print_json({**_usage_json(usage), **limits})
+        output.print_json({**usage_json(usage), **limits})
     else:
         output.print_fields([*_usage_fields(usage), ("limit", budget_text(budget))])
     _tell_problems(store, usage.problems)
@@ -92,7 +92,8 @@ def _usage_fields(usage: "StoreUsage") -> list[tuple[str, str]]:
     ]
 
 
-def _usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
+def usage_json(usage: "StoreUsage") -> dict[str, output.Json]:
+    """Return the sums of a store for --json."""
     return {
         "snapshots": usage.snapshots,
         "views": usage.views,

@@ -116,6 +116,17 @@ class Forecast:
             tuple(release.problems),
         )
 
+    def growing(self, steps: Iterable[Iterable[str]]) -> Iterator[int]:
+        """Yield what the disk gets back for the snapshots of all steps so far.
+
+        Each record is played through once, whatever the number of steps; errors as ``exclusive``.
+        """
+        release = Release(self._store, self._txn, self._garbage)
+        for names in steps:
+            for name in names:
+                release.drop_root(self.snapshot(name)[1], 0)
+            yield self._blocks.extra_bytes(release, Counter())
+
     # --- who holds ----------------------------------------------------------------------------
 
     def snapshot(self, name: str) -> tuple[SnapshotInfo, RecordId]:

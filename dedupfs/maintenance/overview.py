@@ -13,13 +13,14 @@ from typing import TypeVar
 from dedupfs.errors import StoreError
 from dedupfs.format.manifest import Manifest
 from dedupfs.format.tree import decode_view_root
+from dedupfs.maintenance.forecast import Forecast
 from dedupfs.maintenance.largest import (
     LargeDirectory,
     Largest,
     largest_directories,
     largest_files,
 )
-from dedupfs.maintenance.retention import Candidate, Last, Moment, Periodic, Policy, decide
+from dedupfs.maintenance.playing import BlockForecast, Prune, play_prunes
 from dedupfs.maintenance.sharing import (
     Gap,
     Holder,
@@ -49,14 +50,6 @@ MATRIX_MAX = 60
 """How many snapshots and views the matrix compares; of more, the newest ones."""
 FILES_MAX = 20
 DIRECTORIES_MAX = 30
-PRUNES: tuple[tuple[str, Policy], ...] = (
-    *((f"--keep-last {n}", Policy((Last(n),))) for n in (1, 2, 5, 10, 20, 50, 100)),
-    (
-        "--keep-last 3 --keep-daily 7 --keep-weekly 4",
-        Policy((Last(3), Periodic("daily", 7), Periodic("weekly", 4))),
-    ),
-)
-"""The prunes that are played through, as far as they remove anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,9 @@ class HolderSpace:
 
     ``reached_bytes``: stored, of all records that it reaches; of these ``exclusive_bytes`` are
     freed when it alone goes, and ``new_bytes`` are in no older snapshot (views come last).
-    ``own_bytes``: a view's files that are not in packs. ``mounted_on``: where, if it is.
+    ``frees_bytes``: what the disk gets back then, in whole blocks; None where that was too much to
+    play through. ``own_bytes``: a view's files that are not in packs. ``mounted_on``: where, if it
+    is.
     """
 
     kind: str
@@ -76,6 +71,7 @@ class HolderSpace:
     reached_bytes: int
     exclusive_bytes: int
     new_bytes: int
+    frees_bytes: int | None = None
     own_bytes: int = 0
     pinned: bool = False
     source: str = ""
@@ -128,16 +124,6 @@ class Matrix:
     left_off: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Prune:
-    """What a rule would remove and, exactly, free."""
-
-    rule: str
-    kept: int
-    removed: tuple[str, ...]
-    freed_bytes: int
-
-
 @dataclass(slots=True)
 class Overview:
     """Everything. ``spaces`` has snapshots in the order they were made, then views by name."""
@@ -177,16 +163,20 @@ def take_overview(store: Store, progress: OnProgress | None = None) -> Overview:
     overview = Overview(str(store.path), made_ns, 0.0, store_usage(store), gaps=found.gaps)
     sharing = measure_sharing(store, found.holders, progress)
     trees = TreeReader(store)
-    overview.spaces = list(_spaces(store, trees, found, sharing))
+    with store.reading() as txn:
+        blocks = BlockForecast(Forecast(store, txn))
+        overview.prunes = play_prunes(found.snapshots, sharing, blocks, made_ns)
+        overview.spaces = list(_spaces(store, trees, found, sharing, blocks))
     overview.checkouts = list(_checkouts(found, sharing))
     overview.growth = _growth(overview.spaces)
     overview.matrix = _matrix(overview.spaces, sharing)
-    overview.prunes = list(_prunes(found.snapshots, sharing, made_ns))
     newest_first = found.snapshots[::-1]
     overview.largest = largest_files(trees, newest_first, FILES_MAX)
     if newest_first:
         overview.directories_of = newest_first[0].name
         overview.directories = largest_directories(trees, newest_first[0].root, DIRECTORIES_MAX)
+    if not sharing.gap_count:  # else it is told already, with who is hit
+        found.gaps += [Gap(problem, ()) for problem in overview.usage.problems]
     overview.gap_count = len(found.gaps) + sharing.gap_count
     overview.gaps += sharing.gaps
     overview.seconds = time.monotonic() - begun_s
@@ -250,10 +240,11 @@ def _checkouts(found: _Found, sharing: Sharing) -> Iterator[CheckoutSpace]:
 
 
 def _spaces(
-    store: Store, trees: TreeReader, found: _Found, sharing: Sharing
+    store: Store, trees: TreeReader, found: _Found, sharing: Sharing, blocks: BlockForecast
 ) -> Iterable[HolderSpace]:
     reached, new = sharing.reached(), sharing.first_in()
     for number, info in enumerate(found.snapshots):
+        alone = sharing.only_in([number])
         yield HolderSpace(
             "snapshot",
             info.name,
@@ -261,14 +252,16 @@ def _spaces(
             info.root.count,
             _logical_bytes(trees, info.root),
             reached[number].stored_bytes,
-            sharing.only_in([number]).stored_bytes,
+            alone.stored_bytes,
             new[number].stored_bytes,
+            blocks.frees(alone, [info.name]),
             pinned=info.pinned,
             source=info.source,
             tags=tuple(sorted(info.tags.items())),
         )
     for number, view in enumerate(found.views, start=len(found.snapshots)):
         root = _view_root(store, view)
+        alone = sharing.only_in([number])
         owner = view_owner(store, view.name)
         yield HolderSpace(
             "view",
@@ -277,8 +270,9 @@ def _spaces(
             root.count if root is not None else 0,
             _logical_bytes(trees, root) if root is not None else 0,
             reached[number].stored_bytes,
-            sharing.only_in([number]).stored_bytes,
+            alone.stored_bytes,
             new[number].stored_bytes,
+            blocks.frees(alone, (), [view.name]),
             disk_usage(view_directory(store.path, view.name)).disk_bytes,
             base=view.base,
             owner_pid=owner.pid if owner is not None else None,
@@ -329,20 +323,3 @@ def _matrix(spaces: Sequence[HolderSpace], sharing: Sharing) -> Matrix:
         tuple(map(tuple, sharing.matrix(numbers))),
         len(spaces) - len(numbers),
     )
-
-
-def _prunes(snapshots: Sequence[SnapshotInfo], sharing: Sharing, now_ns: int) -> Iterable[Prune]:
-    """Play the rules through, in the time zone of this process as ``prune`` does."""
-    candidates = [
-        Candidate(info.name, info.created_ns, info.sequence, info.tags, info.pinned)
-        for info in snapshots
-    ]
-    for rule, policy in PRUNES:
-        decisions = decide(policy, candidates, Moment(now_ns))
-        removed = tuple(d.candidate.name for d in decisions if not d.stays)
-        if not removed:
-            continue
-        freed = sharing.only_in(
-            number for number, info in enumerate(snapshots) if info.name in removed
-        )
-        yield Prune(rule, len(decisions) - len(removed), removed, freed.stored_bytes)

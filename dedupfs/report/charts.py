@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dedupfs.maintenance.overview import Growth, Prune
+from dedupfs.maintenance.overview import Growth
+from dedupfs.maintenance.playing import Prune
 from dedupfs.report.svg import COLOURS, settings, svg_of
 
 SizeText = Callable[[int], str]
@@ -209,23 +210,27 @@ def disk_chart(parts: Sequence[Part], size: SizeText) -> Chart:
 
 
 def prune_chart(prunes: Sequence[Prune], size: SizeText) -> Chart:
-    """Draw what each rule would free."""
+    """Draw what each rule would free: on the disk if that is known of all, else records."""
+    known = [prune.frees_bytes for prune in prunes if prune.frees_bytes is not None]
+    freed = known if len(known) == len(prunes) else [prune.freed_bytes for prune in prunes]
 
     def draw(sheet: _Sheet) -> None:
         axes = sheet.axes
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-        divisor = _bytes_axis(axes, max(prune.freed_bytes for prune in prunes), horizontal=True)
-        widths = [prune.freed_bytes / divisor for prune in prunes]
+        divisor = _bytes_axis(axes, max(freed), horizontal=True)
+        widths = [value / divisor for value in freed]
         bars = axes.barh(range(len(prunes)), widths, height=0.62, color=COLOURS["three"])
         for number, (bar, prune) in enumerate(zip(bars, prunes, strict=True)):
             bar.set_gid(f"tip-{number}")
-            sheet.tips[f"tip-{number}"] = [f"{prune.rule}: {size(prune.freed_bytes)} freed"]
+            sheet.tips[f"tip-{number}"] = [f"{prune.rule}: {size(freed[number])} freed"]
         rules = [prune.rule.replace(" --", ", ").replace("keep-", "") for prune in prunes]
         rules = [rule.removeprefix("--") for rule in rules]
         axes.set_yticks(range(len(prunes)), rules)
         axes.invert_yaxis()
+        axes.set_xlim(0, max(max(widths) * 1.02, 1e-9))
 
-    listed = "; ".join(f"{prune.rule}: {size(prune.freed_bytes)}" for prune in prunes)
+    pairs = zip(prunes, freed, strict=True)
+    listed = "; ".join(f"{prune.rule}: {size(value)}" for prune, value in pairs)
     label = f"What prunes would free. {listed}"
     return _draw("prune", label, 0.7 + 0.32 * len(prunes), draw)

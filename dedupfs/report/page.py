@@ -108,7 +108,7 @@ def disk_parts(usage: StoreUsage) -> list[Part]:
         Part("file data", usage.chunk_stored_bytes, "one"),
         Part("directories and recipes", metadata_bytes, "three"),
         Part("index", usage.index_bytes, "four"),
-        Part("garbage", usage.garbage_bytes, "two"),
+        Part("garbage", usage.garbage_disk_bytes, "two"),
     ]
     rest = usage.disk_bytes - sum(part.disk_bytes for part in known)
     return [part for part in (*known, Part("other", rest, "five")) if part.disk_bytes > 0]

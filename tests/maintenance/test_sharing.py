@@ -208,9 +208,27 @@ def test_progress_reaches_its_total_and_never_falls(three: Store) -> None:
 def test_a_prune_frees_what_the_overview_foretold(three: Store) -> None:
     collect(three)
     prune = next(it for it in take_overview(three).prunes if it.rule == "--keep-last 1")
-    assert (prune.kept, prune.removed) == (1, ("second", "first"))
+    assert (prune.kept, prune.removed) == (1, ("first", "second"))
+    for it in take_overview(three).prunes:
+        assert it.frees_bytes == exclusive_bytes(three, it.removed).disk_bytes
     SnapshotCatalog(three).remove(prune.removed)
     assert collect(three).stored_bytes == prune.freed_bytes
+
+
+def test_what_the_disk_gets_back_is_what_du_tells(three: Store) -> None:
+    View.bring_back(three, "work", snapshot="third").close()
+    for space in take_overview(three).spaces:
+        names = ([space.name], []) if space.kind == "snapshot" else ([], [space.name])
+        assert space.frees_bytes == exclusive_bytes(three, *names).disk_bytes
+
+
+def test_beyond_what_there_is_time_for_nothing_is_guessed(
+    three: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dedupfs.maintenance.playing.FORECAST_RECORDS_MAX", 1)
+    overview = take_overview(three)
+    assert {prune.frees_bytes for prune in overview.prunes} == {None}
+    assert all(prune.freed_bytes for prune in overview.prunes)
 
 
 def test_a_pinned_snapshot_stays_in_each_prune(three: Store) -> None:

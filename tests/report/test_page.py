@@ -170,7 +170,7 @@ def test_what_could_not_be_counted_is_told_first(overview: Overview) -> None:
     text = "".join(
         read(render(dataclasses.replace(overview, gaps=gaps, gap_count=31), "1", size)).text
     )
-    assert text.index("Not everything could be counted") < text.index("Snapshots hold")
+    assert text.index("Not everything could be counted") < text.index("Plain copies would take")
     assert "and 11 more" in text
 
 
