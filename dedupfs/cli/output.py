@@ -55,8 +55,12 @@ def parse_size(text: str) -> int:
 
 
 def time_text(time_ns: int) -> str:
-    """Return a time to the second, in the local time zone."""
-    return datetime.fromtimestamp(time_ns // 10**9, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Return a time to the second, in the local time zone; one beyond any calendar in seconds."""
+    seconds = time_ns // 10**9
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"@{seconds}"
 
 
 def count_text(count: int, noun: str) -> str:

@@ -8,7 +8,7 @@ import fnmatch
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +156,7 @@ def remove(top: int, checkpoint: Checkpoint, options: Options) -> None:
         with _opened_below(top, checkpoint.name) as fd:
             if fd is None or _files(fd, options) != checkpoint.files:
                 raise SourceError("it was changed meanwhile, so it stays: prune again")
-            _remove_below(fd, "", wanted)
+            _remove_below(fd, "", wanted, _directories_of(wanted))
     except OSError as exc:
         raise SourceError(f"not all of it could be removed: {exc.strerror}") from exc
     if len(wanted) == len(checkpoint.files):
@@ -292,18 +292,31 @@ def _flat(value: object, prefix: str) -> Iterator[tuple[str, str]]:
 # --- removing -------------------------------------------------------------------------------------
 
 
-def _remove_below(fd: int, prefix: str, wanted: Mapping[str, File]) -> None:
-    """Remove the files ``wanted`` below a directory, and directories that held nothing else."""
+def _directories_of(paths: Iterable[str]) -> set[str]:
+    """Return every directory on the way to one of ``paths``."""
+    found = set()
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return found
+
+
+def _remove_below(
+    fd: int, prefix: str, wanted: Mapping[str, File], directories: Collection[str]
+) -> None:
+    """Remove the files ``wanted`` below a directory, and those of ``directories`` then empty."""
     for name in sorted(os.listdir(fd)):
         path = prefix + name
         file = wanted.get(path)
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            if not any(known.startswith(path + "/") for known in wanted):
+            if path not in directories:
                 continue
             with _opened_below(fd, name) as below:
                 if below is not None:
-                    _remove_below(below, path + "/", wanted)
+                    _remove_below(below, path + "/", wanted, directories)
             with suppress(OSError):  # what is protected in there stays, and so does it
                 os.rmdir(name, dir_fd=fd)
         elif file is not None and _is_same(file, status):

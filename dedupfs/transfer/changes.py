@@ -54,9 +54,10 @@ def view_changes(store: Store, view: ViewRoot) -> Iterator[Difference]:
         return
     base = catalog.find(view.base)
     if base is None or base.created_ns > view.created_ns:
-        is_another = "; another one has its name" if base is not None else ""
+        why = "has another name now, or is gone"
         raise NotFoundError(
-            f"snapshot {view.base!r}, which view {view.name!r} was made over, is gone{is_another}"
+            f"snapshot {view.base!r}, which view {view.name!r} was made over, {why}"
+            + ("; the one of that name is newer than the view" if base is not None else "")
         )
     yield from compare(store, base.root, view.root, reader=reader)
 

@@ -58,3 +58,8 @@ def test_an_array_is_json_while_it_comes(capsys: pytest.CaptureFixture[str]) -> 
 def test_counts() -> None:
     assert output.count_text(1, "file") == "1 file"
     assert output.count_text(12_345, "file") == "12,345 files"
+
+
+def test_a_time_beyond_any_calendar_is_shown_in_seconds() -> None:
+    for seconds in (10**14, -(10**14), 253_402_300_799 + 86_400):
+        assert output.time_text(seconds * 10**9) == f"@{seconds}"

@@ -152,31 +152,31 @@ def test_pinned_snapshots_never_go(run: Run, steps: Path) -> None:
     assert told["snapshots"][-1]["reasons"] == ["pinned"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "at least one --keep option"),
-        (["--keep-last", "0"], "'0' is no count"),
-        (["--keep-daily", "-1"], "'-1' is no count"),
-        (["--keep-weekly", "many"], "'many' is no count"),
-        (["--keep-within", "5"], "'5' is no duration"),
-        (["--keep-within", "2 days"], "is no duration"),
-        (["--keep-within", "99999999999d"], "too long"),
-        (["--keep-tag", "=x"], "KEY or KEY=VALUE"),
-        (["--keep-best", "loss"], "METRIC:min or METRIC:max"),
-        (["--keep-best", "loss:least"], "METRIC:min or METRIC:max"),
-        (["--keep-best", "loss:min=some"], "'some' is no count"),
-        (["--keep-best", "los:min"], "none has a number in a tag 'los'"),
-        (["--keep-every", "0"], "'0' is no count"),
-        (["--keep-every", "all"], "N or TAG:N"),
-        (["--keep-last", "1", "--group-by", "run"], "tag:KEY, prefix or all"),
-        (["--keep-tag", "release"], "no rule keeps any of them (5 in all)"),
-    ],
-)
-def test_what_is_wrong_removes_nothing(run: Run, steps: Path, words: list[str], said: str) -> None:
-    refused = run("prune", steps, *words, code=2)
-    assert said in refused.err
-    assert len(refused.err.splitlines()) == 1
+WRONG: list[tuple[list[str], str]] = [
+    ([], "at least one --keep option"),
+    (["--keep-last", "0"], "'0' is no count"),
+    (["--keep-daily", "-1"], "'-1' is no count"),
+    (["--keep-weekly", "many"], "'many' is no count"),
+    (["--keep-within", "5"], "'5' is no duration"),
+    (["--keep-within", "2 days"], "is no duration"),
+    (["--keep-within", "99999999999d"], "too long"),
+    (["--keep-tag", "=x"], "KEY or KEY=VALUE"),
+    (["--keep-best", "loss"], "METRIC:min or METRIC:max"),
+    (["--keep-best", "loss:least"], "METRIC:min or METRIC:max"),
+    (["--keep-best", "loss:min=some"], "'some' is no count"),
+    (["--keep-best", "los:min"], "none has a number in a tag 'los'"),
+    (["--keep-every", "0"], "'0' is no count"),
+    (["--keep-every", "all"], "N or TAG:N"),
+    (["--keep-last", "1", "--group-by", "run"], "tag:KEY, prefix or all"),
+    (["--keep-tag", "release"], "no rule keeps any of them (5 in all)"),
+]
+
+
+def test_what_is_wrong_removes_nothing(run: Run, steps: Path) -> None:
+    for words, said in WRONG:
+        refused = run("prune", steps, *words, code=2)
+        assert said in refused.err
+        assert len(refused.err.splitlines()) == 1
     assert len(names(run, steps)) == 5
 
 
