@@ -57,7 +57,7 @@ from dedupfs.namespace.rows import check_name
 from dedupfs.store import Store
 from dedupfs.transfer.adoption import adopted_mode
 from dedupfs.transfer.builder import object_entry
-from dedupfs.transfer.metadata import Xattrs, read_xattrs
+from dedupfs.transfer.metadata import Xattrs, is_in_mount, read_xattrs
 from dedupfs.transfer.report import OnProblem, OnProgress, Problem, Problems, Progress
 from dedupfs.transfer.scan import FileKey
 from dedupfs.transfer.verbatim import remove_stale_files
@@ -111,6 +111,8 @@ def _scan(
     progress: OnProgress | None,
     half_done: Container[FileKey] = (),
 ) -> Found:
+    if is_in_mount(top_fd):
+        raise UsageError(f"{top} is in a mount of dedupfs, where nothing is stored twice")
     scanner = Scanner(
         store,
         top,

@@ -106,6 +106,7 @@ class Swaps:
         """
         times = os.fstat(directory_fd)
         kept_fd = os.dup(directory_fd)
+        swap: _Swap | None = None
         is_done = False
         try:
             make(kept_fd, temporary)
@@ -119,13 +120,23 @@ class Swaps:
             else:
                 self._put_back(swap)
         except BaseException:
-            _remove(kept_fd, temporary)
+            is_done = False
+            self._give_up(kept_fd, temporary, swap)
             raise
         finally:
             if not is_done:
                 _set_times(kept_fd, times)
                 os.close(kept_fd)
         return is_done
+
+    def _give_up(self, directory_fd: int, temporary: bytes, swap: _Swap | None) -> None:
+        """Leave the names as they were, however far it came."""
+        with suppress(FileNotFoundError):
+            now = os.stat(temporary, dir_fd=directory_fd, follow_symlinks=False)
+            if swap is None or os.path.samestat(now, swap.replacement):
+                _remove(directory_fd, temporary)
+            else:
+                self._put_back(swap)
 
     def settle(self) -> bool:
         """Remove the originals, unless somebody has wanted to write: then they are put back.

@@ -24,7 +24,13 @@ from dedupfs.checkout.dedupe_state import (
 )
 from dedupfs.checkout.dedupe_swap import Swaps, undo_name
 from dedupfs.checkout.dedupe_take import Link, whole_files
-from dedupfs.errors import CorruptError, MissingRecordError, NotFoundError, StoreFullError
+from dedupfs.errors import (
+    CorruptError,
+    MissingRecordError,
+    NotFoundError,
+    StoreFullError,
+    UsageError,
+)
 from dedupfs.model import TreeEntry
 from dedupfs.namespace.checkouts import open_checkout
 from dedupfs.namespace.contents import load_recipe
@@ -60,7 +66,8 @@ def undo(
     """Make every file that ``dedupe`` replaced a plain file again.
 
     Raises:
-        NotFoundError: the directory was not deduped. StoreFullError: there is no room for it all.
+        NotFoundError: the directory was not deduped. UsageError: a dedupe has to be ended first.
+        StoreFullError: there is no room for it all.
         SourceError: the directory cannot be read.
     """
     top = Path(os.path.realpath(directory))
@@ -68,14 +75,12 @@ def undo(
     with opened_directory(top) as top_fd, ExitStack() as stack:
         notes = ModeNotes(store, top)
         manifest = find_deduped(store, top)
+        if not dry_run and give_modes_back(top_fd, notes, whole_files(store).inodes):
+            raise UsageError(
+                f"the last dedupe of {top} was cut short when some files had become a part of the "
+                f"store: run 'dedupfs dedupe {store.path} {top}' first, then --undo"
+            )
         if manifest is None:
-            if not dry_run and give_modes_back(top_fd, notes, whole_files(store).inodes):
-                raise NotFoundError(
-                    f"a dedupe of {top} was cut short before it replaced anything, but some files "
-                    f"are part of the store by now: run 'dedupfs dedupe {store.path} {top}', "
-                    "then --undo"
-                )
-            notes.clear()
             raise NotFoundError(f"{top} is not deduped with {store.path}")
         link = Link(shown_of(manifest).link)
         problems = Problems(report.problems, on_problem)

@@ -23,6 +23,7 @@ from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store
 from dedupfs.transfer.export import export_tree
 from dedupfs.transfer.ingest import IngestOptions, ingest_tree
+from dedupfs.transfer.report import Progress
 from tests.checkout.deduped import (
     COPIES,
     SIZE,
@@ -327,3 +328,29 @@ def test_an_import_copies_what_is_in_use(store: Store, ckpts: Path) -> None:
         file.write(b"more")
     assert report.linked == 2
     assert busy.stat().st_nlink == 1
+
+
+# --- others at work meanwhile -----------------------------------------------------------------
+
+
+def test_what_others_rename_meanwhile_is_theirs(store: Store, ckpts: Path, tmp_path: Path) -> None:
+    make_copies(ckpts)
+    model = ckpts / "ckpt-1" / "model"
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "model-1.bin").write_bytes(b"not yours")
+    theirs = iter(range(1000))
+
+    def meddle(progress: Progress) -> None:
+        """Have names and a directory become something else while the run goes on."""
+        if next(theirs) == 0:
+            (tmp_path / "new").write_bytes(b"theirs")
+            (tmp_path / "new").replace(model / "model-0.bin")
+            (ckpts / "ckpt-2" / "model").rename(tmp_path / "moved")
+            (ckpts / "ckpt-2" / "model").symlink_to(outside)
+
+    report = dedupe(store, ckpts, options("hardlink"), progress=meddle)
+    assert report.problems
+    assert (model / "model-0.bin").read_bytes() == b"theirs"
+    assert (outside / "model-1.bin").read_bytes() == b"not yours"
+    assert sorted(os.listdir(outside)) == ["model-1.bin"]
