@@ -68,15 +68,19 @@ class Selection:
         )
 
 
-Rules = tuple[tuple[Patterns, bytes], ...]
-"""Patterns and the path of a directory from where they apply; those that win come first."""
+Rules = tuple[tuple[Patterns, bytes, int], ...]
+"""Patterns, each with what to put in front of a path from the top, after so many bytes of it are
+taken away: the path from where they apply. Those that win come first.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What holds in one directory. ``listed``: None where all is taken."""
+    """What holds in one directory, however deep: it has no path, which would grow with the depth.
 
-    path: bytes
+    ``listed``: None where all is taken.
+    """
+
     ignores: Rules
     listed: Listed | None
     is_whole: bool
@@ -104,11 +108,13 @@ class Selector:
     ) -> Iterator["os.DirEntry[str]"]:
         """Yield what of a directory, which has just been opened, is to be visited."""
         entries = {os.fsencode(entry.name): entry for entry in found}
-        level.scope = scope = self._scope(level, entries)
+        path = level.path + b"/" if level.parent is not None else b""
+        level.scope = scope = self._scope(level, path, entries)
         if self._selection.exclude_caches and CACHE_TAG in entries and self._is_cache(level):
             entries = {CACHE_TAG: entries[CACHE_TAG]}
+        rules = [(patterns, front + path[start:]) for patterns, front, start in scope.ignores]
         for name, entry in entries.items():
-            if self._takes(scope, name, entry):
+            if self._takes(scope, path, rules, name, entry):
                 yield entry
 
     def missing(self) -> list[bytes]:
@@ -128,65 +134,75 @@ class Selector:
                         yield path
                     waiting.append((path + b"/", below))
 
-    def _takes(self, scope: Scope, name: bytes, entry: "os.DirEntry[str]") -> bool:
+    def _takes(
+        self,
+        scope: Scope,
+        path: bytes,
+        rules: list[tuple[Patterns, bytes]],
+        name: bytes,
+        entry: "os.DirEntry[str]",
+    ) -> bool:
         listed = scope.listed.below.get(name) if scope.listed is not None else None
         if not scope.is_whole and listed is None:
             return False
-        if self._excludes(scope, name, entry):
+        if self._excludes(path, rules, name, entry):
             if listed is not None:
-                self._left_out.add(scope.path + name)
+                self._left_out.add(path + name)
             return False
         if listed is not None:
             if not scope.is_whole and not listed.is_named and not _is_directory(entry):
                 return False  # what is listed below it cannot be there
-            self._met.add(scope.path + name)
+            self._met.add(path + name)
         return True
 
-    def _excludes(self, scope: Scope, name: bytes, entry: "os.DirEntry[str]") -> bool:
+    def _excludes(
+        self,
+        path: bytes,
+        rules: list[tuple[Patterns, bytes]],
+        name: bytes,
+        entry: "os.DirEntry[str]",
+    ) -> bool:
         is_directory = _is_directory(entry)
-        said = self._selection.patterns.excludes(name, scope.path, is_directory)
+        said = self._selection.patterns.excludes(name, path, is_directory)
         if said is not None:
             return said
         if self._selection.gitignore and name == GIT:
             return True
-        for patterns, prefix in scope.ignores:
+        for patterns, prefix in rules:
             said = patterns.excludes(name, prefix, is_directory)
             if said is not None:
                 return said
         return False
 
-    def _scope(self, level: Level, entries: dict[bytes, "os.DirEntry[str]"]) -> Scope:
-        name = level.name
+    def _scope(self, level: Level, path: bytes, entries: dict[bytes, "os.DirEntry[str]"]) -> Scope:
         if level.parent is None:
             listed = self._selection.listed
             is_whole = listed is None or listed.is_named
             ignores = self._ignores_above() if self._selection.gitignore else ()
-            scope = Scope(b"", ignores, listed, is_whole)
+            scope = Scope(ignores, listed, is_whole)
         else:
             above = level.parent.scope
             assert above is not None
-            node = above.listed.below.get(name) if above.listed is not None else None
-            ignores = tuple((patterns, prefix + name + b"/") for patterns, prefix in above.ignores)
-            in_git = above.in_git or (self._selection.gitignore and name == GIT)
+            node = above.listed.below.get(level.name) if above.listed is not None else None
+            in_git = above.in_git or (self._selection.gitignore and level.name == GIT)
             is_whole = above.is_whole or (node is not None and node.is_named)
-            path = above.path + name + b"/"
-            scope = Scope(path, () if in_git else ignores, node, is_whole, in_git)
+            scope = Scope(() if in_git else above.ignores, node, is_whole, in_git)
         if not self._selection.gitignore or scope.in_git:
             return scope
-        return self._with_gitignore(level, scope, entries)
+        return self._with_gitignore(level, path, scope, entries)
 
     def _with_gitignore(
-        self, level: Level, scope: Scope, entries: dict[bytes, "os.DirEntry[str]"]
+        self, level: Level, path: bytes, scope: Scope, entries: dict[bytes, "os.DirEntry[str]"]
     ) -> Scope:
         """Add what is said in the directory itself; a repository knows no rules from outside."""
         ignores = scope.ignores
         if GIT in entries:
             ignores = ()
             if _is_directory(entries[GIT]):
-                ignores = self._rules(level.fd, GIT_EXCLUDE, scope.path)
+                ignores = self._rules(level.fd, GIT_EXCLUDE, path, b"", len(path))
         if GITIGNORE in entries:
-            ignores = self._rules(level.fd, GITIGNORE, scope.path) + ignores
-        return Scope(scope.path, ignores, scope.listed, scope.is_whole)
+            ignores = self._rules(level.fd, GITIGNORE, path, b"", len(path)) + ignores
+        return Scope(ignores, scope.listed, scope.is_whole)
 
     def _ignores_above(self) -> Rules:
         """Return the rules of the work tree that the top lies in: git goes by them, too."""
@@ -208,13 +224,15 @@ class Selector:
             self._problems.add_os_error(os.fsencode(directory), "its .gitignore is not known", exc)
             return ()
         try:
-            rules = self._rules(fd, name, os.fsencode(directory) + b"/")
+            front = os.fsencode("/".join(way)) + b"/"
+            return self._rules(fd, name, os.fsencode(directory) + b"/", front, 0)
         finally:
             os.close(fd)
-        return tuple((patterns, os.fsencode("/".join(way)) + b"/") for patterns, _ in rules)
 
-    def _rules(self, directory_fd: int, name: bytes, path: bytes) -> Rules:
-        """Return the patterns in a file, as those that win; nothing when there are none."""
+    def _rules(
+        self, directory_fd: int, name: bytes, path: bytes, front: bytes, start: int
+    ) -> Rules:
+        """Return the patterns in a file, if there are any. ``path``: of its directory, to tell."""
         try:
             text = _read_small(directory_fd, name)
         except OSError as exc:
@@ -222,7 +240,7 @@ class Selector:
                 self._problems.add_os_error(path + name, "its patterns do not count", exc)
             return ()
         patterns = Patterns(lines_of(text or b""))
-        return ((patterns, b""),) if patterns else ()
+        return ((patterns, front, start),) if patterns else ()
 
     def _is_cache(self, level: Level) -> bool:
         try:
