@@ -88,8 +88,8 @@ def _require_place(target: Path, store: Path) -> None:
         top = store.stat()
     except OSError:
         return  # opening it will tell
-    if not target.parent.is_dir():
-        raise SourceError(f"cannot write {target}: there is no directory {target.parent}")
+    if not os.path.isdir(target.parent):
+        raise SourceError(f"cannot write {target}: no directory {target.parent} can be reached")
     for directory in Path(os.path.realpath(target)).parents:
         with suppress(OSError):
             if os.path.samestat(directory.stat(), top):
