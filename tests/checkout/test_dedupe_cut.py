@@ -154,3 +154,30 @@ def test_an_undo_cut_anywhere_is_gone_on_with(memory_path: Path, link: str, scal
             collect(store)
             require_sound(store)
     assert cuts
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+def test_an_ordinary_user_can_do_it_all(memory_path: Path, link: str) -> None:
+    os.chown(memory_path, 12345, 12345)
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(12345)
+        os.setuid(12345)
+        ckpts = memory_path / "ckpts"
+        ckpts.mkdir()
+        make_copies(ckpts)
+        seen = seen_in(ckpts)
+        with make_store(memory_path / "store") as store:
+            assert not dedupe(store, ckpts, options(link)).problems
+            with pytest.raises(PermissionError):
+                (ckpts / "ckpt-0" / "model" / "model-0.bin").open("ab")
+            require_sound(store)
+            assert undo(store, ckpts).is_complete
+            assert seen_in(ckpts) == seen
+            require_sound(store)
+
+    if not str(memory_path).startswith("/dev/shm/"):
+        pytest.skip("its directory lies below one of root's")
+    assert not run_cut(work, 1 << 30)
