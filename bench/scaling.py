@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench import collecting
 from bench.commands import BenchError, dedupfs, reason, remove, run
 from bench.datasets import change_files, compressible_file, grow_old, tiny_tree
 from bench.harness import Harness, seconds_of
@@ -32,7 +33,7 @@ Point = dict[str, float]
 
 
 def measure(harness: Harness, *, full: bool) -> None:
-    for work in (_over_files, _over_snapshots, _over_store):
+    for work in (_over_files, _over_snapshots, _over_store, _over_garbage):
         try:
             work(harness, full)
         except (BenchError, OSError) as error:
@@ -104,6 +105,10 @@ def _over_store(harness: Harness, full: bool) -> None:
             points.append(point)
     gib = [size / 1024 for size in sizes]
     _add(harness, "store", "A larger store", "GiB", "ms", gib, points)
+
+
+def _over_garbage(harness: Harness, full: bool) -> None:
+    collecting.measure(harness, full=full)
 
 
 # --- single steps ---------------------------------------------------------------------------------

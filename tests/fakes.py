@@ -282,6 +282,10 @@ class FaultyDisk:
         self._alive()
         return self.inner.link_count(path)
 
+    def disk_bytes(self, path: Path) -> int:
+        self._alive()
+        return self.inner.disk_bytes(path)
+
     def listdir(self, path: Path) -> list[str]:
         self._alive()
         return self.inner.listdir(path)

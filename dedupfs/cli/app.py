@@ -14,6 +14,7 @@ SNAPSHOTS = "dedupfs.cli.snapshots"
 BROWSING = "dedupfs.cli.browsing"
 TRANSFERS = "dedupfs.cli.transfers"
 STORES = "dedupfs.cli.stores"
+COLLECTING = "dedupfs.cli.collecting"
 MOUNTS = "dedupfs.cli.mounts"
 SPACE = "dedupfs.cli.space"
 PRUNE = "dedupfs.cli.prune"
@@ -60,7 +61,7 @@ SECTIONS: dict[str, Section] = {
         "du": (SPACE, "Show what each snapshot and view takes."),
         "report": (REPORT, "Draw a store as one HTML page."),
         "limit": (LIMITS, "Show or set how much a store or a view may take."),
-        "gc": (STORES, "Free the space of what nothing refers to."),
+        "gc": (COLLECTING, "Free the space of what nothing refers to."),
         "check": (STORES, "Verify that index, packs and trees agree."),
         "scrub": (STORES, "Read everything and verify each byte."),
         "reindex": (STORES, "Rebuild the index from the packs."),

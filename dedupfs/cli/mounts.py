@@ -31,6 +31,7 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 @click.option("--read-only", is_flag=True, help="Write nothing.")
 @click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own, for good.")
 @click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
+@click.option("--no-auto-gc", is_flag=True, help="Leave others' garbage alone on a full disk, too.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
 def mount(
@@ -42,6 +43,7 @@ def mount(
     read_only: bool,
     limit: str | None,
     no_writeback: bool,
+    no_auto_gc: bool,
     foreground: bool,
     allow_other: bool,
 ) -> None:
@@ -69,6 +71,7 @@ def mount(
         allow_other=allow_other,
         cached_writes=not no_writeback,
         limit_bytes=None if limit is None else output.parse_size(limit),
+        auto_gc=not no_auto_gc,
     )
     if foreground:
         body(_tell_service_manager)
@@ -89,6 +92,7 @@ def _serve(
     allow_other: bool,
     cached_writes: bool,
     limit_bytes: int | None,
+    auto_gc: bool,
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
@@ -106,6 +110,7 @@ def _serve(
         allow_other,
         cached_writes,
         limit_bytes,
+        auto_gc,
         supervisor=os.getpid(),
     )
     if foreground:

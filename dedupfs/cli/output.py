@@ -169,7 +169,12 @@ class _BarMeter:
 
 def meter(title: str, *, is_bytes: bool = True) -> AbstractContextManager[Meter]:
     """Return a context with a progress bar, or with nothing where nobody watches."""
-    return _bar(title, is_bytes=is_bytes) if sys.stderr.isatty() else _silence()
+    return _bar(title, is_bytes=is_bytes) if is_watched() else _silence()
+
+
+def is_watched() -> bool:
+    """Whether somebody may look at progress, so that it is worth finding out the total."""
+    return sys.stderr.isatty()
 
 
 @contextmanager

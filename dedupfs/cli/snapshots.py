@@ -124,8 +124,9 @@ def collect_garbage(store: "Store") -> int:
     from dedupfs.namespace import live
 
     live.fold_all(store.path)
-    with output.meter("freeing", is_bytes=False) as bar:
-        return collect(store, progress=bar.update).stored_bytes
+    with output.meter("freeing") as bar:
+        progress = bar.update if output.is_watched() else None
+        return collect(store, progress=progress).stored_bytes
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Commands about a whole store: init, gc, check, scrub, reindex; and completion.
+"""Commands about a whole store: init, check, scrub, reindex; and completion.
 
 Specified in docs/cli.md.
 """
@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store
+from dedupfs.cli.arguments import JSON, STORE, open_store
 from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
 from dedupfs.errors import CorruptError, UsageError
 
@@ -50,52 +50,6 @@ def init(store: Path, chunk_size: str, compression: str) -> None:
     average = output.parse_size(chunk_size)
     Store.create(store, chunk_bytes_average=average, compression=compression).close()
     output.print_line(f"made an empty store at {store}")
-
-
-@click.command()
-@STORE
-@DRY_RUN
-@JSON
-def gc(store: Path, dry_run: bool, as_json: bool) -> None:
-    """Free the space of everything in STORE that nothing refers to any more.
-
-    Mounted views, readers and running imports are not disturbed.
-
-    \b
-    Examples:
-      dedupfs gc --dry-run store/
-      dedupfs gc store/
-    """
-    from dedupfs.maintenance.gc import GcReport, collect
-    from dedupfs.maintenance.usage import store_usage
-    from dedupfs.namespace import live
-
-    with open_store(store) as opened:
-        if dry_run:
-            usage = store_usage(opened)
-            report = GcReport(records=usage.garbage_records, stored_bytes=usage.garbage_bytes)
-        else:
-            live.fold_all(opened.path)  # what was deleted in a mount is let go of by its fold
-            with output.meter("freeing", is_bytes=False) as bar:
-                report = collect(opened, progress=bar.update)
-    if as_json:
-        output.print_json(
-            {
-                "dry_run": dry_run,
-                "records": report.records,
-                "freed_bytes": report.stored_bytes,
-                "disk_bytes_freed": None if dry_run else report.disk_bytes_freed,
-                "packs_removed": report.packs_removed,
-                "leftovers_removed": report.leftovers,
-            }
-        )
-        return
-    verb = "would free" if dry_run else "freed"
-    records = output.count_text(report.records, "record")
-    output.print_line(f"{verb} {output.size(report.stored_bytes)} in {records}")
-    if report.leftovers:
-        files = output.count_text(report.leftovers, "file")
-        output.print_line(f"removed {files} that dead processes left")
 
 
 @click.command()
@@ -343,4 +297,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(found(root, {}, PROGRAM, COMPLETION_VARIABLE).source())
 
 
-COMMANDS: list[click.Command] = [init, gc, check, scrub, reindex, completion]
+COMMANDS: list[click.Command] = [init, check, scrub, reindex, completion]

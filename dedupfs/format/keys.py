@@ -30,6 +30,7 @@ META_CONFIG = b"config"
 META_OPEN = b"open:"
 META_MAKING = b"making:"
 META_PUNCH = b"punch:"
+META_EMPTY = b"empty:"
 
 _KINDS = {int(kind): kind for kind in RecordKind}
 _CODECS = {int(codec): codec for codec in Codec}

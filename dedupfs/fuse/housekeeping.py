@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import trio
-import trio.lowlevel
 
 from dedupfs.errors import DedupfsError
 from dedupfs.model import SnapshotInfo
@@ -18,6 +17,12 @@ from dedupfs.namespace.view import View
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 10.0
+"""How often the disk is asked what it has left ..."""
+LOOK_AGAIN_S = 60.0
+"""... and how soon garbage is looked for once more."""
+ROOM_WAIT_S = 30.0
+"""How long a write waits for room; a commit that is under way may wait for that very write."""
 RETRY_INTERVAL_S = 30.0
 """A full disk or a failing one does not heal within a second; the journal keeps everything."""
 
@@ -29,11 +34,23 @@ async def _at_once() -> None:
 class Housekeeper:
     """The only one who folds a view while it is mounted."""
 
-    def __init__(self, view: View, quiet: Callable[[], Awaitable[None]] = _at_once) -> None:
-        """``quiet`` returns when what the kernel had ready to write has arrived."""
+    def __init__(
+        self,
+        view: View,
+        quiet: Callable[[], Awaitable[None]] = _at_once,
+        *,
+        auto_gc: bool = True,
+    ) -> None:
+        """``quiet`` returns when what the kernel had ready to write has arrived.
+
+        ``auto_gc``: look for what others left to be freed when the disk runs low.
+        """
         self._view = view
         self._quiet = quiet
+        self._auto_gc = auto_gc
         self._one_at_a_time = trio.Lock()
+        self._next_look_s = 0.0
+        self._next_search_s = 0.0
 
     async def fold(self) -> None:
         """Turn the journal into trees."""
@@ -61,9 +78,52 @@ class Housekeeper:
         await trio.to_thread.run_sync(plan.run)
 
     async def _give_back(self) -> None:
-        """Free what the fold let go of, in slices between which requests are answered."""
-        while self._view.give_back():
-            await trio.lowlevel.checkpoint()
+        """Free what the fold let go of, in slices between which requests are answered.
+
+        What reads, waits or changes files is done in a thread; only the index's transactions are
+        this one's.
+        """
+        for work in self._view.relief.giving_back():
+            await trio.to_thread.run_sync(work)
+
+    async def make_room(self) -> bool:
+        """A write has found the disk full: fold and free what can be; say whether to try it again.
+
+        Others' garbage is looked for only now and then, since a full disk is asked often.
+        """
+        with trio.move_on_after(ROOM_WAIT_S):
+            async with self._one_at_a_time:
+                may_help = self._view.has_changes
+                if may_help:
+                    await self._prepare()
+                    self._view.fold()
+                    await self._give_back()
+                if self._view.relief.is_room_low():
+                    may_help = await self._look_for_garbage() > 0 or may_help
+                return may_help
+        return False
+
+    async def _look_for_garbage(self) -> int:
+        """Return how many bytes of disk came back: none when it was tried a moment ago."""
+        if not self._auto_gc or trio.current_time() < self._next_search_s:
+            return 0
+        self._next_search_s = trio.current_time() + LOOK_AGAIN_S
+        steps = self._view.relief.making_room()
+        while True:
+            try:
+                work = next(steps)
+            except StopIteration as done:
+                gained_bytes: int = done.value
+                break
+            await trio.to_thread.run_sync(work)
+        log.info("disk low, gave back view=%s disk_bytes=%d", self._view.name, gained_bytes)
+        return gained_bytes
+
+    async def _look_whether_low(self) -> None:
+        if self._auto_gc and trio.current_time() >= self._next_look_s:
+            self._next_look_s = trio.current_time() + LOOK_INTERVAL_S
+            if self._view.relief.is_room_low():
+                await self._look_for_garbage()
 
     async def _count_held(self) -> None:
         """Find out what a limited view holds, while requests are answered."""
@@ -81,6 +141,7 @@ class Housekeeper:
                     await self.fold()
                     await self._give_back()
                 await self._count_held()
+                await self._look_whether_low()
                 continue
             except DedupfsError as exc:
                 log.error("fold failed, will be tried again view=%s: %s", self._view.name, exc)

@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -122,6 +122,10 @@ def traced(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutin
     return told
 
 
+async def _nowhere() -> bool:
+    return False
+
+
 class Operations(pyfuse3.Operations):
     """One view behind one mount.
 
@@ -139,8 +143,12 @@ class Operations(pyfuse3.Operations):
         on_init: Callable[[], None] = lambda: None,
         *,
         done: Sequence[Unanswered] = (),
+        make_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """``done``: requests that daemons before this one had done and not answered."""
+        """``done``: requests that daemons before this one had done and not answered.
+
+        ``make_room``: tries to free something on a full disk; says whether to try again.
+        """
         super().__init__()
         self.done = {repeats.looks(request) for request in done}
         self.begin = view.begin_request
@@ -149,6 +157,8 @@ class Operations(pyfuse3.Operations):
         self.requests = dict.fromkeys(_HANDLERS, 0)
         self.totals = {"read_bytes": 0, "written_bytes": 0, "waited_reads": 0, "failed_requests": 0}
         self._view = view
+        self._make_room = make_room or _nowhere
+        view.makes_room_later = make_room is not None
         self._on_init = on_init
         self._in_threads = 0
         self._keep_listing: Callable[[], None] = lambda: None
@@ -358,9 +368,14 @@ class Operations(pyfuse3.Operations):
             # The bytes were replaced and their chunks freed while the disk was waited for.
             return await self._in_thread(again.run)
 
-    @reply
-    def write(self, fh: int, off: int, buf: bytes) -> int:
-        written = self._view.write(fh, off, buf)
+    @reply_later
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        try:
+            written = self._view.write(fh, off, buf)
+        except StoreFullError:  # nothing of it was written
+            if not await self._make_room():
+                raise
+            written = self._view.write(fh, off, buf)
         self.totals["written_bytes"] += written
         return written
 

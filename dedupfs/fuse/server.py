@@ -11,7 +11,7 @@ the mount stays as it is: an empty directory in its place would look like delete
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,8 @@ class MountOptions:
     has another daemon get them."""
     limit_bytes: int | None = None
     """Limit the view to so many bytes from now on; None: as it was limited before."""
+    auto_gc: bool = True
+    """Look for what others left to be freed when the disk runs low."""
     supervisor: int = 0
     """Process that starts another daemon when this one dies; 0: there is none."""
 
@@ -215,7 +217,7 @@ class LiveMount:
         self._ready = ready
         self._answering = trio.Event()
         self._stopping = trio.Event()
-        self._housekeeper = Housekeeper(view, self._quiet)
+        self._housekeeper = Housekeeper(view, self._quiet, auto_gc=options.auto_gc)
         self._counting = Counting(view)
         self._session: Session | None = None
 
@@ -234,7 +236,7 @@ class LiveMount:
     def _mount(self) -> Session:
         if self._lost is not None:
             return self._go_on(self._lost)
-        operations = Operations(self._view, on_init=self._answering.set)
+        operations = self._operations()
         self._counting.operations = operations
         options = self._options
         cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
@@ -247,8 +249,16 @@ class LiveMount:
         log.info("mounted store=%s mountpoint=%s", self._store_path, self._mountpoint)
         return session
 
+    def _operations(self, done: Sequence[Unanswered] = ()) -> Operations:
+        return Operations(
+            self._view,
+            on_init=self._answering.set,
+            done=done,
+            make_room=self._housekeeper.make_room,
+        )
+
     def _go_on(self, lost: Lost) -> Session:
-        operations = Operations(self._view, on_init=self._answering.set, done=lost.done)
+        operations = self._operations(lost.done)
         self._counting.operations = operations
         ledger = self._view.ledger
         session = Session.resume(

@@ -18,8 +18,8 @@ from dedupfs.maintenance.release import Release
 from dedupfs.model import PackKind
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.disk import File
+from dedupfs.store.holes import PUNCH_ALIGN_BYTES
 from dedupfs.store.inventory import indexed_packs
-from dedupfs.store.space import PUNCH_ALIGN_BYTES
 
 BLOCK_UNIT_BYTES = 512
 """The unit of st_blocks, whatever the file system's blocks are (inode(7))."""

@@ -28,7 +28,6 @@ from dedupfs.format.tree import (
 )
 from dedupfs.maintenance.census import take_census
 from dedupfs.maintenance.checkouts import check_checkouts
-from dedupfs.maintenance.garbage import PUNCH_LOCK
 from dedupfs.maintenance.pack_check import Changed, PackCheck, Pass
 from dedupfs.maintenance.problems import REINDEX, RESTORE, Problem
 from dedupfs.maintenance.tree_audit import TreeAudit
@@ -46,6 +45,7 @@ from dedupfs.namespace.rows import (
 from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
 from dedupfs.namespace.views import VIEWS_DIRECTORY, find_view, view_directory, why_kept
 from dedupfs.store import ReadTxn, Store, Table
+from dedupfs.store.holes import PUNCH_LOCK
 from dedupfs.store.openpack import PACK_COUNTER
 from dedupfs.store.owner import exclusive
 

@@ -19,28 +19,43 @@ from dedupfs.model import Location, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, Table, Transaction
 from dedupfs.store.commit import add_free
 from dedupfs.store.inventory import payload_of
+from dedupfs.store.pace import Pace
 from dedupfs.store.space import Freed, free_dead
 
-FREE_LIMIT = 2000
-"""Records freed in one transaction: other writers wait for some 20 ms."""
-
-PUNCH_LOCK = "punch"
-"""The lock of ``store.space.punch``: while it is held, no byte of a committed record goes."""
+_FREE_FIRST, _FREE_LEAST, _FREE_MOST = 200, 20, 5000
+"""Records freed in one transaction: how many depends on how long other writers wait for it."""
 
 _LEAVES = (RecordKind.CHUNK, RecordKind.CHUNK_TABLE)
 
 
-def free_garbage(store: Store, tell: Callable[[Freed], None]) -> bool:
-    """Free until nothing is dead; ``tell`` hears of each step. Return whether any was freed.
+class Freeing:
+    """Frees what is dead, in slices that others can write between."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pace = Pace(_FREE_FIRST, least=_FREE_LEAST, most=_FREE_MOST)
+
+    def step(self) -> Freed:
+        """Free one slice."""
+        self._store.db.give_way()
+        freed = free_dead(self._store, self._pace.limit)
+        self._pace.note(freed.records, freed.held_s)
+        return freed
+
+
+def free_garbage(store: Store, tell: Callable[[Freed], bool | None]) -> bool:
+    """Free until nothing is dead; return whether any was freed.
+
+    ``tell`` hears of each step, and may say that it is enough.
 
     A record that cannot be read stays, since nobody knows what it refers to.
     """
     worked = False
+    freeing = Freeing(store)
     while True:
-        freed = free_dead(store, FREE_LIMIT)
+        freed = freeing.step()
         worked = worked or freed.records > 0
-        tell(freed)
-        if not freed.more or not freed.records:
+        if tell(freed) or not freed.more or not freed.records:
             return worked
 
 

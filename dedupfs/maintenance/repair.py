@@ -18,8 +18,8 @@ from pathlib import Path
 
 from dedupfs.errors import CorruptError, FormatVersionError, StoreError, UsageError
 from dedupfs.maintenance.check import check
-from dedupfs.maintenance.gc import remove_leftovers
 from dedupfs.maintenance.heal import heal
+from dedupfs.maintenance.leftovers import remove_leftovers
 from dedupfs.maintenance.liveness import require_unused
 from dedupfs.maintenance.problems import REINDEX, Problem
 from dedupfs.maintenance.reindex import (

@@ -30,7 +30,7 @@ from dedupfs.namespace.settle import settle
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.trees import directory_entry, links_id_of, put_tree, tree_id_of
-from dedupfs.store.space import punch
+from dedupfs.store.holes import punch
 from dedupfs.store.store import Table
 
 log = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ class Folder:
 
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""
-        punch(self._store, PUNCH_RANGES_MAX, wait=False)
+        punch(self._store, PUNCH_RANGES_MAX, wait=False, every_pack=False)
 
     # --- committing ------------------------------------------------------------------------------
 

@@ -13,8 +13,25 @@ from dedupfs.errors import StoreFullError
 KEPT_BYTES_MAX = 32 << 20
 KEPT_SHARE = 32
 """Kept free: at most KEPT_BYTES_MAX, and at most one part in KEPT_SHARE of a small disk."""
+LOW_SHARE = 20
+"""Less than one part in LOW_SHARE (5 %) is low, and so is ..."""
+LOW_KEPT = 4
+"""... less than so many times what is kept free."""
 _LOOK_BYTES = 8 << 20
 _LOOK_S = 1.0
+
+
+def kept_bytes(path: Path) -> int:
+    """Return how much of a store's file system is not for data."""
+    found = os.statvfs(path)
+    return min(KEPT_BYTES_MAX, found.f_blocks * found.f_frsize // KEPT_SHARE)
+
+
+def is_low(path: Path) -> bool:
+    """Whether a store's file system has so little left that gc should look for more by itself."""
+    found = os.statvfs(path)
+    low_bytes = max(found.f_blocks * found.f_frsize // LOW_SHARE, LOW_KEPT * kept_bytes(path))
+    return found.f_bavail * found.f_frsize < low_bytes
 
 
 class Room:
@@ -45,7 +62,6 @@ class Room:
 
     def _look(self, now_s: float) -> None:
         found = os.statvfs(self._path)
-        kept_bytes = min(KEPT_BYTES_MAX, found.f_blocks * found.f_frsize // KEPT_SHARE)
-        self._left_bytes = found.f_bavail * found.f_frsize - kept_bytes
+        self._left_bytes = found.f_bavail * found.f_frsize - kept_bytes(self._path)
         self._unseen_bytes = 0
         self._looked_s = now_s

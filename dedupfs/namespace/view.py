@@ -30,8 +30,9 @@ from dedupfs.namespace.lifecycle import Opened, bring_back, make_ephemeral, open
 from dedupfs.namespace.names import Caller
 from dedupfs.namespace.quota import Quota, StatFs
 from dedupfs.namespace.readplan import ReadPlan
+from dedupfs.namespace.relief import Relief
 from dedupfs.namespace.views import delete_view
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.pace import run_steps
 from dedupfs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,6 @@ FOLD_IDLE_S = 5.0
 """... and any other once nothing has changed for so long."""
 FOLD_AGE_S = 30.0
 """... or when its first edit is so old."""
-SLICE_RECORDS = 256
-"""How many records are freed at a time, since every request waits meanwhile."""
 
 
 class View:
@@ -62,6 +61,10 @@ class View:
         self._handles = HandleTable(opened.state, opened.ledger, read_only=opened.row is None)
         self._folder = Folder(opened.state, opened.row) if opened.row is not None else None
         self.quota = Quota(store, self._folder, (self._let_go, self._fold_and_free))
+        self.makes_room_later = False
+        """Whether somebody catches a write's StoreFullError, folds, gives back, and retries."""
+        self._is_to_be_tried_again = False
+        self.relief = Relief(store, read_only=self._folder is None)
         self._first_change_s: float | None = None
         self._last_change_s = 0.0
         if self._folder is not None and self._folder.has_changes():
@@ -380,7 +383,11 @@ class View:
         Raises:
             StoreFullError: the disk is full; nothing was written.
         """
-        self.quota.require(len(data))
+        self._is_to_be_tried_again = self.makes_room_later
+        try:
+            self.quota.require(len(data))
+        finally:
+            self._is_to_be_tried_again = False
         return self._handles.write(handle, file_offset, data, self._now())
 
     def _let_go(self) -> None:
@@ -391,10 +398,9 @@ class View:
 
     def _fold_and_free(self) -> None:
         """Give back what was deleted since the last fold."""
-        if self._first_change_s is not None:
+        if self._first_change_s is not None and not self._is_to_be_tried_again:
             self.fold()
-            while self.give_back():
-                continue
+            run_steps(self.relief.giving_back())
 
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""
@@ -467,16 +473,10 @@ class View:
         self._handles.settle_wanted.clear()
         self._first_change_s = None
 
-    def give_back(self) -> bool:
-        """Free one short slice of what nothing refers to any more; say whether there is more.
-
-        Raises:
-            StoreError: the disk failed; gc can go on later.
-        """
-        if self._folder is None:
-            return False
-        freed = free_dead(self._store, SLICE_RECORDS)
-        return freed.more or punch(self._store, SLICE_RECORDS, wait=False) >= SLICE_RECORDS
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything was done since the last fold, which may let go of something."""
+        return self._folder is not None and self._first_change_s is not None
 
     def commit(
         self,

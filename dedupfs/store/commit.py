@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from dedupfs.errors import CorruptError, MissingRecordError, StoreError
 from dedupfs.format.keys import (
+    META_EMPTY,
     META_MAKING,
     META_OPEN,
     META_PUNCH,
@@ -26,7 +27,7 @@ from dedupfs.format.keys import (
 )
 from dedupfs.model import PackKind, RecordId
 from dedupfs.store.db import Table, WriteTxn
-from dedupfs.store.pending import Pending, place_of
+from dedupfs.store.pending import Pending, VerbatimPack, place_of
 
 SameBytes = Callable[[bytes, bytes], bool]
 """Whether the records of two rows hold equal bytes (the first pending, the second committed)."""
@@ -110,14 +111,8 @@ def write_plan(txn: WriteTxn, plan: Plan, pending: Pending, packs: Iterable[Pack
             change_references(txn, record_id, plan.rows[record_id], delta)
     for state in packs:
         _put_pack(txn, state, live.pop(state.pack, 0))
-    for pack, verbatim in pending.verbatim.items():
-        pack_row = PackRow(
-            PackKind.VERBATIM, True, verbatim.file_bytes, live.pop(pack, 0), verbatim.chunk_table
-        )
-        txn.put(Table.PACKS, encode_pack_key(pack), encode_pack_row(pack_row))
-        txn.delete(Table.META, META_MAKING + encode_pack_key(pack))
-        for start, stop in pending.gaps_of(verbatim):
-            add_free(txn, pack, start, stop)
+    for verbatim in pending.verbatim.values():
+        _put_verbatim(txn, pending, verbatim, live.pop(verbatim.pack, 0))
     assert not live, "a pending record lies in a pack that this process does not own"
     for row in plan.superseded:
         add_free(txn, *pending.range_of(row))
@@ -162,6 +157,17 @@ def _put_pack(txn: WriteTxn, state: PackState, live_bytes: int) -> None:
     txn.put(Table.PACKS, key, encode_pack_row(row))
     if state.sealed:
         txn.delete(Table.META, META_OPEN + key)
+
+
+def _put_verbatim(txn: WriteTxn, pending: Pending, verbatim: VerbatimPack, live_bytes: int) -> None:
+    key = encode_pack_key(verbatim.pack)
+    row = PackRow(PackKind.VERBATIM, True, verbatim.file_bytes, live_bytes, verbatim.chunk_table)
+    txn.put(Table.PACKS, key, encode_pack_row(row))
+    txn.delete(Table.META, META_MAKING + key)
+    if not live_bytes:  # all of it turned out to be in the store
+        txn.put(Table.META, META_EMPTY + key, b"")
+    for start, stop in pending.gaps_of(verbatim):
+        add_free(txn, verbatim.pack, start, stop)
 
 
 def add_free(txn: WriteTxn, pack: int, start: int, stop: int) -> None:

@@ -39,6 +39,7 @@ _NO_CLONES = (
     errno.ETXTBSY,
 )
 _IOV_MAX = 512
+_STAT_BLOCK_BYTES = 512  # whatever the file system's own are (inode(7))
 _ADVICE_BYTES = 128 << 10
 """Of one call the kernel takes no more than the disk's read_ahead_kb, 128 unless somebody raised
 it, or its longest request, and says nothing (force_page_cache_ra in mm/readahead.c)."""
@@ -220,6 +221,10 @@ class Disk(Protocol):
 
     def link_count(self, path: Path) -> int:
         """Return how many names the file has; 0 when it does not exist."""
+        ...
+
+    def disk_bytes(self, path: Path) -> int:
+        """Return what the file system has given out for a file; 0 when it does not exist."""
         ...
 
     def listdir(self, path: Path) -> list[str]:
@@ -444,6 +449,13 @@ class RealDisk:
         with _translated("cannot stat", path):
             try:
                 return os.stat(path).st_nlink
+            except FileNotFoundError:
+                return 0
+
+    def disk_bytes(self, path: Path) -> int:
+        with _translated("cannot stat", path):
+            try:
+                return os.stat(path).st_blocks * _STAT_BLOCK_BYTES
             except FileNotFoundError:
                 return 0
 

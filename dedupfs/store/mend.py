@@ -41,7 +41,7 @@ def mend(store: Store, record_id: RecordId, payload: bytes) -> None:
     if store.digest(old.kind, payload, old.salt) != record_id:
         raise CorruptError(f"these are not the bytes of record {record_id.hex()}")
     is_freed = _lies_there(store, record_id, old)
-    new = store.append_again(record_id, old.kind, old.salt, payload)
+    new = store.append_again(record_id, old, payload)
     with store.transaction() as txn:
         row = txn.get(Table.RECORDS, record_id)
         if row is None:

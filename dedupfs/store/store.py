@@ -254,10 +254,13 @@ class Store:
         return identity
 
     def append_again(
-        self, identity: RecordId, kind: RecordKind, salt: int, payload: bytes
+        self, identity: RecordId, location: Location, payload: Buffer, encoded: Buffer | None = None
     ) -> Location:
-        """Append a record that the index has already; the caller changes its row (``mend``)."""
-        codec, stored = self._encoder.encode(payload)
+        """Append a record that the index has, as it is ``encoded`` at its location or encoded anew;
+        the caller changes its row (``mend``, ``compact``)."""
+        kind, salt, codec, stored = location.kind, location.salt, location.codec, encoded
+        if stored is None:
+            codec, stored = self._encoder.encode(payload)
         writer = self.packs.writer(self._committer.active)
         offset = writer.append(kind, codec, salt, stored, len(payload), identity)
         return Location(kind, codec, salt, writer.pack, offset, len(stored), len(payload))
@@ -480,15 +483,12 @@ class Store:
         self._committer.sync()
 
     def drop_tails(self) -> None:
-        """Cut off what processes that have ended put and never committed.
+        """Cut off what ended processes put and never committed: ``reindex`` would find it.
 
-        Otherwise ``reindex`` would find it. Within a transaction this reaches all that was put.
+        Within a transaction this reaches whatever was put in one.
         """
         self.packs.drop_tails()
 
     def drop_pending(self) -> None:
-        """Forget everything put since the last transaction, as if the process had ended.
-
-        For a full disk: their bytes, written or not, are given back at once.
-        """
+        """Forget everything put since the last transaction, and give its bytes back at once."""
         self._committer.drop_pending()

@@ -76,10 +76,15 @@ class Transaction(WriteTxn):
             self.delete(Table.PINS, key)
         self.deltas[record_id] -= 1
 
-    def release_pins(self, owner: bytes) -> None:
-        """Undo every pin of ``owner``."""
+    def release_pins(self, owner: bytes, limit: int | None = None) -> int:
+        """Undo every pin of ``owner``, or those of ``limit`` records; return of how many."""
+        released = 0
         for key, row in self.scan(Table.PINS, prefix=owner):
             found, record_id = split_pin_key(key)
             if found == owner:
                 self.deltas[record_id] -= decode_count(row)
                 self.delete(Table.PINS, key)
+                released += 1
+                if released == limit:
+                    break
+        return released

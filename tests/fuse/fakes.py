@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -103,6 +103,11 @@ class FakeView:
         self.calls: list[str] = []
         self.closed = False
         self.fold_wanted = False
+        self.room_low = False
+        self.gained_bytes = 0
+        self.has_changes = False
+        self.makes_room_later = False
+        self.relief = self  # one fake is enough for both
         self.ledger = Ledger()
         self.quota = NoLimits()
         self._failures: dict[str, Exception] = {}
@@ -349,8 +354,16 @@ class FakeView:
     def can_keep_listing(self, inode: int) -> bool:
         return inode not in self.volatile
 
-    def give_back(self) -> bool:
-        return False
+    def is_room_low(self) -> bool:
+        return self.room_low
+
+    def making_room(self) -> Generator[Callable[[], None], None, int]:
+        self._call("making_room")
+        yield from ()  # trio's jumping clock would not wait for a thread
+        return self.gained_bytes
+
+    def giving_back(self) -> Iterator[Callable[[], None]]:
+        return iter(())
 
     def wants_fold(self) -> bool:
         return self.fold_wanted

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.maintenance.check import check
+from dedupfs.model import RecordKind
 from dedupfs.store.store import Store
 from tests.fuse.harness import Daemons
 
@@ -65,6 +66,39 @@ def test_a_full_disk_refuses_data_and_can_be_emptied(small_disk: Path, daemons: 
     (mounted.path / "more").unlink()
     assert fill(mounted.path / "again") > taken // 2, "what was deleted is room again"
     (mounted.path / "again").unlink()
+    mounted.end()
+    with Store.open(small_disk / "store") as store:
+        report = check(store)
+        assert report.ok, [str(problem) for problem in report.problems]
+
+
+def leave_garbage(store_path: Path, length: int) -> None:
+    """Have a process store bytes, hold them, and die."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            store = Store.create(store_path)
+            rng = random.Random(7)
+            ids = [store.put(RecordKind.CHUNK, rng.randbytes(1 << 17)) for _ in range(length >> 17)]
+            with store.transaction() as txn:
+                for record_id in ids:
+                    txn.pin(store.owner, record_id)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("auto_gc", [True, False], ids=["by itself", "not asked to"])
+def test_a_full_disk_has_the_garbage_of_others_given_back(
+    small_disk: Path, daemons: Daemons, auto_gc: bool
+) -> None:
+    """Of a process that died: no fold of this view lets go of that."""
+    garbage_bytes = 40 << 20
+    leave_garbage(small_disk / "store", garbage_bytes)
+    mounted = daemons.start(store=str(small_disk / "store"), auto_gc=auto_gc)
+    taken = fill(mounted.path / "big")
+    assert (taken > IMAGE_BYTES - garbage_bytes) == auto_gc, taken
+    (mounted.path / "big").unlink()
     mounted.end()
     with Store.open(small_disk / "store") as store:
         report = check(store)

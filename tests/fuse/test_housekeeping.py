@@ -12,7 +12,7 @@ testing = pytest.importorskip("trio.testing")
 pytest.importorskip("pyfuse3")
 
 from dedupfs.errors import StoreFullError  # noqa: E402
-from dedupfs.fuse.housekeeping import RETRY_INTERVAL_S, Housekeeper  # noqa: E402
+from dedupfs.fuse.housekeeping import LOOK_AGAIN_S, RETRY_INTERVAL_S, Housekeeper  # noqa: E402
 from tests.fuse.fakes import FakePlan, FakeView  # noqa: E402
 
 
@@ -67,3 +67,49 @@ async def test_a_commit_waits_for_a_fold_that_is_under_way() -> None:
         assert preparing == 1
         go_on.set()
     assert view.calls == ["fold", "commit"]
+
+
+async def test_garbage_is_looked_for_when_the_disk_is_low(autojump_clock: object) -> None:
+    view = FakeView()
+    with trio.move_on_after(100):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == []
+    view.room_low = True
+    with trio.move_on_after(LOOK_AGAIN_S * 2 + LOOK_AGAIN_S / 2):
+        await Housekeeper(view.as_view()).run()
+    assert view.calls == ["making_room"] * 3, "and not more often"
+    view.calls.clear()
+    with trio.move_on_after(1000):
+        await Housekeeper(view.as_view(), auto_gc=False).run()
+    assert view.calls == []
+
+
+async def test_a_write_on_a_full_disk_folds_and_looks_for_garbage(autojump_clock: object) -> None:
+    view = FakeView()
+    view.room_low = True
+    keeper = Housekeeper(view.as_view())
+    assert not await keeper.make_room(), "nothing came back"
+    assert view.calls == ["making_room"]
+    assert not await keeper.make_room(), "nor is it tried again at once"
+    assert view.calls == ["making_room"]
+    view.has_changes = True
+    assert await keeper.make_room()
+    assert view.calls == ["making_room", "prepare_fold", "fold"]
+    view.has_changes = False
+    view.gained_bytes = 4096
+    await trio.sleep(LOOK_AGAIN_S)
+    assert await keeper.make_room()
+
+
+async def test_a_write_does_not_wait_for_ever_for_a_commit_that_waits_for_it(
+    autojump_clock: object,
+) -> None:
+    view = FakeView()
+    held = trio.Event()
+    keeper = Housekeeper(view.as_view(), held.wait)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.commit, "s", b"", {})
+        await testing.wait_all_tasks_blocked()
+        assert not await keeper.make_room()
+        held.set()
+    assert view.calls == ["prepare_fold", "commit"]

@@ -44,7 +44,8 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import links_id_of
 from dedupfs.namespace.view import View
 from dedupfs.store import ReadTxn, Store, Table
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead
 from tests.maintenance.samples import (
     Row,
     any_row,

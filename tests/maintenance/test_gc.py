@@ -237,11 +237,11 @@ def test_an_interrupted_gc_goes_on_next_time(
     real = getattr(gc_module, function)
     left = [calls]
 
-    def stop(*arguments: object) -> object:
+    def stop(*arguments: object, **options: object) -> object:
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(gc_module, "PUNCH_LIMIT", 3)
     monkeypatch.setattr(gc_module, function, stop)
@@ -269,7 +269,7 @@ def test_a_tombstone_is_kept_until_what_it_outdates_is_erased(
     SnapshotCatalog(filled).clone("first", "second")
     SnapshotCatalog(filled).remove(["first"])
     with monkeypatch.context() as patch:
-        patch.setattr(gc_module, "punch", lambda _store, _limit: 0)
+        patch.setattr(gc_module, "punch", lambda *_arguments, **_options: 0)
         report = collect(filled)
     assert report.tombstones == 0
     assert tombstones(filled) == 1

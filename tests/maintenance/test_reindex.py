@@ -143,7 +143,7 @@ def test_a_crash_between_freeing_and_punching_leaves_nothing_behind(
     """Trees that were freed but not erased are found again, though their chunks are punched."""
     SnapshotCatalog(filled).remove(["first"])
 
-    def stop(store: Store, limit: int) -> int:
+    def stop(*_arguments: object, **_options: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gc_module, "punch", stop)
@@ -180,7 +180,7 @@ def test_a_number_that_an_old_chunk_table_speaks_of_is_not_given_again(
         numbers.append(filled.put_verbatim(source, [(0, Extent(identity, 3000))]))
         with filled.transaction():
             pass
-    monkeypatch.setattr(gc_module, "punch", lambda _store, _limit: 0)
+    monkeypatch.setattr(gc_module, "punch", lambda *_arguments, **_options: 0)
     collect(filled)
     pack_path(filled, numbers[1]).unlink()
     path = filled.path

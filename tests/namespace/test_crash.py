@@ -27,6 +27,7 @@ from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.openfile import BUFFER_CHUNKS
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import AttrChange, Caller, View
+from dedupfs.store.pace import run_steps
 from dedupfs.store.store import Store
 from tests.conftest import Scale
 from tests.fakes import Crashed, FaultyDisk
@@ -134,8 +135,7 @@ class Hands:
     def fold(self) -> None:
         self.view.prepare_fold().run()
         self.view.fold()
-        while self.view.give_back():
-            continue
+        run_steps(self.view.relief.giving_back())
 
 
 def save(hands: Hands, path: str, length: int, *, seed: int | None = None, sync: bool) -> None:

@@ -15,7 +15,8 @@ from dedupfs.errors import MissingRecordError
 from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.store import Store
 from dedupfs.store.disk import Buffer
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead
 from tests.store.payloads import CHUNK, VIEW, as_another_process, noise, pin, put_pinned, unpin
 from tests.store.recount import recount
 

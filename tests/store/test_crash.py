@@ -16,7 +16,8 @@ import pytest
 from dedupfs.errors import UsageError
 from dedupfs.model import Extent, RecordId
 from dedupfs.store import Store, inventory
-from dedupfs.store.space import free_dead, punch, release_dead_owners
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead, release_dead_owners
 from tests.fakes import Crashed, FaultyDisk
 from tests.store.payloads import CHUNK, VIEW, noise, pin
 from tests.store.recount import recount

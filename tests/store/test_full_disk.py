@@ -10,8 +10,9 @@ import pytest
 from dedupfs.errors import StoreError, StoreFullError
 from dedupfs.model import RecordId
 from dedupfs.store import Store
+from dedupfs.store.holes import punch
 from dedupfs.store.packs import BUFFER_BYTES
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.space import free_dead
 from tests.fakes import FaultyDisk
 from tests.store.payloads import CHUNK, noise, pin, put_pinned, unpin
 from tests.store.recount import recount

@@ -18,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.store import Store
+from dedupfs.store.holes import punch
 from dedupfs.store.rebuild import rebuild
-from dedupfs.store.space import free_dead, punch, release_dead_owners
+from dedupfs.store.space import free_dead, release_dead_owners
 from tests.store.payloads import CHUNK, VIEW, noise, piece, put_page
 from tests.store.recount import recount
 

@@ -17,7 +17,8 @@ from dedupfs.model import RecordId
 from dedupfs.recipe import Piece
 from dedupfs.store import RealDisk, Store
 from dedupfs.store.disk import File
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead
 from tests.store.conftest import MakeStore
 from tests.store.payloads import CHUNK, hole, noise, piece, pin, put_pinned, unpin
 

@@ -11,8 +11,9 @@ from dedupfs.format.pack import TableChunk, encode_chunk_table
 from dedupfs.model import Extent, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, inventory
 from dedupfs.store.db import Table
+from dedupfs.store.holes import punch
 from dedupfs.store.rebuild import Rebuilt, rebuild
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.space import free_dead
 from tests.store.payloads import CHUNK, noise, pin, put_page, put_pinned, unpin
 from tests.store.recount import recount
 

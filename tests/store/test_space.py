@@ -11,8 +11,9 @@ from dedupfs.errors import CorruptError
 from dedupfs.format.keys import with_references
 from dedupfs.model import Extent, PackKind, RecordId, RecordKind
 from dedupfs.store import Store, Table, inventory
+from dedupfs.store.holes import punch
 from dedupfs.store.owner import Owner
-from dedupfs.store.space import Freed, free_dead, punch, release_dead_owners
+from dedupfs.store.space import Freed, free_dead, release_dead_owners
 from tests.fakes import FaultyDisk
 from tests.store.conftest import MakeStore
 from tests.store.payloads import CHUNK, noise, pin, put_page, put_pinned, unpin

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dedupfs.model import RecordId
 from dedupfs.store import Store, inventory
-from dedupfs.store.space import free_dead, punch, release_dead_owners
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead, release_dead_owners
 from tests.store.payloads import CHUNK, VIEW, noise, pin, put_pinned, unpin
 from tests.store.recount import recount
 

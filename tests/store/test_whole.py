@@ -14,7 +14,8 @@ from dedupfs.model import HOLE, Extent, PackKind, RecordId
 from dedupfs.recipe import Recipe
 from dedupfs.store import Store, inventory
 from dedupfs.store.assemble import assemble
-from dedupfs.store.space import free_dead, punch
+from dedupfs.store.holes import punch
+from dedupfs.store.space import free_dead
 from dedupfs.store.whole import candidate_pack, hold, is_held, is_whole
 from tests.store.payloads import CHUNK, noise, pin, put_pinned, unpin
 
