@@ -122,7 +122,7 @@ def _tell_forecast(
                 "dry_run": True,
                 "records": found.records,
                 "freed_bytes": found.stored_bytes,
-                "disk_bytes_freed": None,
+                "disk_bytes_freed": found.disk_bytes,
                 "unpunched_bytes": found.unpunched_bytes,
                 "has_holes": found.has_holes,
                 "packs_compacted": len(found.sparse),
@@ -135,6 +135,7 @@ def _tell_forecast(
     else:
         records = output.count_text(found.records, "record")
         output.print_line(f"would free {output.size(found.stored_bytes)} in {records}")
+        output.print_line(f"would give {output.size(found.disk_bytes)} back to the disk")
         if not found.has_holes:
             output.print_line(
                 f"of that, {output.size(found.emptied_bytes)} would come back: the file system has "

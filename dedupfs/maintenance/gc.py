@@ -23,6 +23,7 @@ from dedupfs.format.keys import (
     split_pin_key,
 )
 from dedupfs.format.pack import HEADER_BYTES
+from dedupfs.maintenance.forecast import Forecast
 from dedupfs.maintenance.garbage import free_garbage
 from dedupfs.maintenance.leftovers import remove_leftovers
 from dedupfs.maintenance.release import Release
@@ -97,6 +98,7 @@ class GcReport:
 class GcForecast:
     """What a run would give back. Sizes in bytes, as in ``GcReport``.
 
+    ``disk_bytes``: exactly what the disk gets back, but for what rewriting gains.
     ``unpunched_bytes``: freed before, but not given back yet. ``has_holes``: whether the file
     system can give parts of a pack back; if not, ``emptied_bytes`` come back with whole packs.
     ``sparse``: packs that would be rewritten.
@@ -104,6 +106,7 @@ class GcForecast:
 
     records: int = 0
     stored_bytes: int = 0
+    disk_bytes: int = 0
     unpunched_bytes: int = 0
     has_holes: bool = True
     emptied_bytes: int = 0
@@ -152,11 +155,12 @@ def forecast(store: Store, options: GcOptions | None = None) -> GcForecast:
     options = options or GcOptions()
     found = GcForecast(free_bytes=free_bytes(store), has_holes=has_holes(store))
     with store.reading() as txn:
-        release = _garbage(store, txn)
-        found.records = len(release.freed)
-        found.stored_bytes = release.stored_bytes
+        played = Forecast(store, txn)
+        garbage = played.garbage
+        found.records, found.stored_bytes = garbage.records, garbage.stored_bytes
+        found.disk_bytes = garbage.disk_bytes
         unpunched = _unpunched_bytes(txn)
-        dying = _bytes_in_packs(txn, release.freed)
+        dying = _bytes_in_packs(txn, played.garbage_records)
     found.unpunched_bytes = unpunched.total()
     holes = dying + unpunched if found.has_holes else None
     sparse = sparse_packs(store, options.live_share, dying=dying, holes=holes)
