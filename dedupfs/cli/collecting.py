@@ -64,7 +64,8 @@ def gc(
         if dry_run:
             _tell_forecast(store, forecast(opened, options), options, as_json=as_json)
             return
-        live.fold_all(opened.path)  # what was deleted in a mount is let go of by its fold
+        # What was deleted in a mount is let go of by its fold.
+        live.fold_all(opened.path, output.note)
         with output.meter("freeing") as bar:
             progress = bar.update if output.is_watched() else None
             report = collect(opened, options=options, progress=progress)

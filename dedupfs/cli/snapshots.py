@@ -123,7 +123,7 @@ def collect_garbage(store: "Store") -> int:
     from dedupfs.maintenance.gc import collect
     from dedupfs.namespace import live
 
-    live.fold_all(store.path)
+    live.fold_all(store.path, output.note)
     with output.meter("freeing") as bar:
         progress = bar.update if output.is_watched() else None
         return collect(store, progress=progress).stored_bytes

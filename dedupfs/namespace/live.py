@@ -15,7 +15,7 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,15 +257,25 @@ def daemons(store_path: Path) -> Iterator[Daemon]:
     Raises:
         StoreBusyError: one does not answer.
     """
-    for path in sorted((store_path / RUN_DIRECTORY).glob(f"*{SOCKET_SUFFIX}")):
-        try:
-            reply = ask(path, Status(), timeout_s=STATUS_TIMEOUT_S)
-        except StoreBusyError:
-            raise
-        except StoreError:
-            continue
-        if isinstance(reply, Running):
-            yield Daemon(path, reply)
+    for path in _sockets(store_path):
+        found = _daemon_at_socket(path)
+        if found is not None:
+            yield found
+
+
+def _sockets(store_path: Path) -> list[Path]:
+    return sorted((store_path / RUN_DIRECTORY).glob(f"*{SOCKET_SUFFIX}"))
+
+
+def _daemon_at_socket(path: Path) -> Daemon | None:
+    """Return who answers; None when nobody is there. Errors as ``daemons``."""
+    try:
+        reply = ask(path, Status(), timeout_s=STATUS_TIMEOUT_S)
+    except StoreBusyError:
+        raise
+    except StoreError:
+        return None
+    return Daemon(path, reply) if isinstance(reply, Running) else None
 
 
 def daemon_of_view(store_path: Path, view: str) -> Daemon | None:
@@ -281,15 +291,21 @@ def daemon_at(store_path: Path, mountpoint: Path) -> Daemon | None:
     )
 
 
-def fold_all(store_path: Path) -> None:
-    """Have the live views of a store let go of what was deleted in them; a dead one is passed over.
+def fold_all(store_path: Path, on_problem: Callable[[str], None]) -> None:
+    """Have the live views of a store let go of what was deleted in them; dead ones are passed over.
 
-    Raises:
-        StoreBusyError: one does not answer. DedupfsError: one could not.
+    ``on_problem`` hears of those that cannot or do not answer: on a full disk no fold may succeed
+    before gc, which asks for it, has freed something.
     """
-    for daemon in daemons(store_path):
-        if not daemon.running.read_only:
-            ask(daemon.socket_path, Fold())
+    for path in _sockets(store_path):
+        where = os.fspath(path)
+        try:
+            found = _daemon_at_socket(path)
+            if found is not None and not found.running.read_only:
+                where = found.running.mountpoint
+                ask(path, Fold())
+        except DedupfsError as exc:
+            on_problem(f"{where} holds what was deleted in it until its next fold: {exc}")
 
 
 class ProcessEnd:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from dedupfs.cli import main
 from dedupfs.maintenance.check import check
+from dedupfs.namespace import live
 from dedupfs.store import Store
 
 
@@ -29,6 +33,32 @@ class Ran:
 
 
 Run = Callable[..., Ran]
+
+
+@contextmanager
+def answering(
+    store: Path, view: str, count: int, answer: Callable[[live.Request], live.Reply]
+) -> Iterator[None]:
+    """Stand in for the daemon of a view, for ``count`` requests: it only answers."""
+    path = store / "run" / f"view-{view}.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    with live.short_address(path) as address:
+        listener.bind(address)
+    listener.listen()
+
+    def serve() -> None:
+        for _ in range(count):
+            connection, _address = listener.accept()
+            with connection:
+                asked = live.decode_request(connection.makefile("rb").readline())
+                connection.sendall(live.encode(answer(asked)) + b"\n")
+
+    server = threading.Thread(target=serve, daemon=True)  # nobody may ask so often
+    server.start()
+    yield
+    server.join()
+    listener.close()
+    path.unlink()
 
 
 @pytest.fixture

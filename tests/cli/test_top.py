@@ -7,7 +7,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from dedupfs.namespace import live
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, answering
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, Daemons, Mounted
 
 pytest.importorskip("pyfuse3")
@@ -126,28 +125,12 @@ def test_what_cannot_be_is_refused(run: Run, store_path: Path) -> None:
 
 def test_an_older_daemon_is_shown_without_numbers(run: Run, store_path: Path) -> None:
     """It answers what it does not know as the control server of version 0.1 does."""
-    path = store_path / "run" / "view-old.sock"
     running = live.Running(os.getpid(), "old", "/mnt/old", read_only=False)
     unknown = live.Failed("UsageError", "not a control request: Invalid value 'counters'")
-    listener = socket.socket(socket.AF_UNIX)
-    with live.short_address(path) as address:
-        listener.bind(address)
-    listener.listen()
-
-    def serve() -> None:
-        for _ in range(4):
-            connection, _address = listener.accept()
-            with connection:
-                asked = live.decode_request(connection.makefile("rb").readline())
-                known = isinstance(asked, live.Status)
-                connection.sendall(live.encode(running if known else unknown) + b"\n")
-
-    server = threading.Thread(target=serve)
-    server.start()
-    (mount,) = run("top", store_path, "--once", "--json", "--interval", "0.1").json["mounts"]
-    server.join()
-    listener.close()
-    path.unlink()
+    with answering(
+        store_path, "old", 4, lambda asked: running if asked == live.Status() else unknown
+    ):
+        (mount,) = run("top", store_path, "--once", "--json", "--interval", "0.1").json["mounts"]
     assert mount["view"] == "old"
     assert "older" in mount["problem"]
     assert mount["totals"] is None

@@ -66,7 +66,11 @@ class Other:
                     raise DedupfsError(f"{report.problems}")
         else:
             with self._hands.noted("fold"):
-                live.fold_all(self._hands.store)
+                live.fold_all(self._hands.store, _refuse)
+
+
+def _refuse(problem: str) -> None:
+    raise DedupfsError(problem)
 
 
 def main(said: dict[str, Any]) -> None:
