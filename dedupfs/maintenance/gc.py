@@ -291,7 +291,7 @@ class _Run:
         if any(not one.live_bytes for one in found):  # that nobody has listed as empty
             gained = Gained()
             punch(store, PUNCH_LIMIT, gained=gained)
-            self._add(gained)
+            self._take(_Sweep(self, gained), gained)  # what they were described by has died
         for sparse in _worth_it(found, options):
             if free_bytes(store) < sparse.live_bytes + kept_bytes(store.path) or self.is_enough():
                 continue

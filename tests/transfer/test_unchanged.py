@@ -97,7 +97,8 @@ class Changes:
         return self._chance.choice(kinds)()
 
     def _new(self) -> Path:
-        return self._chance.choice(self._directories()) / f"new{self._count}"
+        """Return a name that was never there, not even in a tree that this one was linked from."""
+        return self._chance.choice(self._directories()) / f"{self._source.name}-{self._count}"
 
     def _change_file(self) -> str:
         files = self._files()
