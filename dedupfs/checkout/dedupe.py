@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from dedupfs.checkout.dedupe_leftovers import remove_leftovers
+from dedupfs.checkout.dedupe_links import find_links
 from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
 from dedupfs.checkout.dedupe_replace import Replacer
 from dedupfs.checkout.dedupe_scan import (
@@ -40,7 +41,6 @@ from dedupfs.checkout.dedupe_state import (
     find_deduped,
     free_name,
     held_packs,
-    is_in_place,
     links_of,
     pack_path,
     put_snapshot,
@@ -65,12 +65,16 @@ from dedupfs.transfer.verbatim import remove_stale_files
 
 @dataclass(frozen=True, slots=True)
 class DedupeOptions:
-    """How a directory is deduped. ``name``: of the snapshot; by default the directory's own."""
+    """How a directory is deduped. ``name``: of the snapshot; by default the directory's own.
+
+    ``forget``: let go of files of which no link is there any more, though it may be elsewhere.
+    """
 
     link: Link = Link.AUTO
     min_bytes: int = MIN_BYTES
     name: str | None = None
     ignore_attributes: bool = False
+    forget: bool = False
 
 
 @dataclass(slots=True)
@@ -193,6 +197,8 @@ class _Run:
         self._problems = Problems(report.problems, on_problem)
         self._half_done = half_done
         self._kept: list[Taken] = []
+        self._lost: dict[bytes, int] = {}
+        self._keeps_old = False
         self._work: list[tuple[Inode, list[Taken]]] = []
         report.number = registration.number
         report.link = self._link()
@@ -212,11 +218,7 @@ class _Run:
 
     def take(self, known: WholeFiles, notes: ModeNotes, progress: OnProgress | None) -> None:
         """Have a pack for every group that has duplicates; keep what was done before."""
-        for one in taken_before(self._store, self._registration.manifest):
-            if is_in_place(self._store, self._top_fd, one, self._report.link):
-                self._kept.append(one)
-                self._go_on_with(one)
-        self._report.kept = len(self._kept)
+        self._keep_links()
         groups = [group for group in self._report.found.groups if group.duplicates]
         done = Progress(bytes_total=sum(group.size for group in groups))
 
@@ -243,6 +245,27 @@ class _Run:
             if target is not None:
                 self._take_group(group, target, taker.link)
         self._report.link = taker.link
+
+    def _keep_links(self) -> None:
+        """Go on with the links that are there; have their packs kept that may be elsewhere."""
+        manifest = self._registration.manifest
+        if manifest is None:
+            return
+        before = taken_before(self._store, manifest)
+        held = dict(manifest.links)
+        found = find_links(self._store, self._top_fd, before, held, self._report.link)
+        for one in found.there:
+            self._kept.append(one)
+            self._go_on_with(one)
+        self._report.kept = len(self._kept)
+        if found.lost and not self._options.forget:
+            self._lost = found.lost
+            self._keeps_old = found.newly_lost
+            self._problems.add(
+                b"",
+                f"no link to {len(found.lost)} contents that were replaced is here any more; the "
+                "store keeps them for links that may be elsewhere, until --forget",
+            )
 
     def _go_on_with(self, one: Taken) -> None:
         """Plan to replace what became a pack in a run that ended before its turn came."""
@@ -318,7 +341,8 @@ class _Run:
         self._registration.hold([root], {one.pack for one in taken})
         manifest = self._manifest()
         links = dict([*manifest.links, *links_of(taken)])
-        packs = {held.pack: held for held in (*manifest.packs, *held_packs(self._store, taken))}
+        new = held_packs(self._store, (one.pack for one in taken))
+        packs = {held.pack: held for held in (*manifest.packs, *new)}
         before = manifest.next or manifest.now
         if before is not None:
             name, sequence = before.snapshot, before.sequence
@@ -372,20 +396,21 @@ class _Run:
         registration = self._registration
         taken = self._all()
         if not taken:
-            if registration.manifest is not None:
+            if registration.manifest is not None and not self._lost:
                 remove_snapshot(self._store, shown_of(registration.manifest))
                 registration.drop()
             return
         shown = self._save_next(taken)
-        info = put_snapshot(self._store, shown, self._top)
+        info = put_snapshot(self._store, shown, self._top, keep_old=self._keeps_old)
         shown = msgspec.structs.replace(shown, snapshot=info.name, sequence=info.sequence)
+        links = {**self._lost, **dict(links_of(taken))}
         registration.save(
             msgspec.structs.replace(
                 self._manifest(),
                 now=shown,
                 next=None,
-                packs=held_packs(self._store, taken),
-                links=links_of(taken),
+                packs=held_packs(self._store, links.values()),
+                links=tuple(sorted(links.items())),
             )
         )
         registration.settle()

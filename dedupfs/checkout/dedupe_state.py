@@ -1,17 +1,14 @@
-"""What is known of a directory that was deduped: its manifest, and which files still are links.
+"""What the store knows of a directory that was deduped: its manifest, and its snapshot.
 
 Source: docs/format.md, "Checkouts"; ``namespace/checkouts.py``.
 """
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dedupfs.checkout.dedupe_scan import parent_of
 from dedupfs.checkout.dedupe_snapshot import Taken, files_of
-from dedupfs.checkout.dedupe_take import Link
 from dedupfs.checkout.verify import DEDUPE
 from dedupfs.errors import CorruptError, NotFoundError, UsageError
 from dedupfs.format.manifest import HeldPack, Manifest, Shown
@@ -56,10 +53,10 @@ def taken_before(store: Store, manifest: Manifest | None) -> Iterator[Taken]:
                 yield Taken(path, entry, packs[entry.content], linked)
 
 
-def held_packs(store: Store, taken: Iterable[Taken]) -> tuple[HeldPack, ...]:
-    """Return the packs of these files, as their files are now."""
+def held_packs(store: Store, packs: Iterable[int]) -> tuple[HeldPack, ...]:
+    """Return packs for a manifest, as their files are now."""
     found = []
-    for pack in sorted({one.pack for one in taken}):
+    for pack in sorted(set(packs)):
         status = os.stat(pack_path(store, pack))
         found.append(HeldPack(pack, status.st_size, status.st_mtime_ns))
     return tuple(found)
@@ -73,24 +70,6 @@ def links_of(taken: Iterable[Taken]) -> tuple[tuple[bytes, int], ...]:
 def pack_path(store: Store, pack: int) -> Path:
     """Return the file that links point at."""
     return store.layout.pack(pack, PackKind.VERBATIM)
-
-
-def is_in_place(store: Store, top_fd: int, one: Taken, link: Link) -> bool:
-    """Whether a file still is what it was replaced by: a link to its pack.
-
-    Where symbolic links are made, the file that became the pack is a hard link until its turn.
-    What shares blocks with its pack is the user's own file; it counts while it looks the same.
-    """
-    with suppress(OSError), parent_of(top_fd, one.path) as (directory_fd, name):
-        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-        if link is Link.SYMLINK and stat.S_ISLNK(status.st_mode):
-            target = os.readlink(name, dir_fd=directory_fd)
-            return target == os.fsencode(pack_path(store, one.pack))
-        if link is not Link.REFLINK:
-            return os.path.samestat(status, os.stat(pack_path(store, one.pack)))
-        seen = (status.st_mode, status.st_size, status.st_mtime_ns)
-        return seen == (one.entry.mode, one.entry.size, one.entry.mtime_ns)
-    return False
 
 
 # --- the snapshot -----------------------------------------------------------------------------
@@ -118,16 +97,36 @@ def _snapshot_of(store: Store, shown: Shown) -> SnapshotInfo | None:
     return known if is_ours else None
 
 
-def put_snapshot(store: Store, shown: Shown, directory: Path) -> SnapshotInfo:
-    """Make the snapshot of a deduped directory, in the place of the one of its last run."""
+def put_snapshot(
+    store: Store, shown: Shown, directory: Path, *, keep_old: bool = False
+) -> SnapshotInfo:
+    """Make the snapshot of a deduped directory, in the place of the one of its last run.
+
+    ``keep_old``: beside that one, which has what is nowhere else.
+    """
     catalog = SnapshotCatalog(store)
     known = _snapshot_of(store, shown)
     if known is not None and known.root.content == shown.root.content:
         return known
-    if known is not None and not known.pinned:
+    if known is not None and not known.pinned and not keep_old:
         catalog.remove([known.name])
     name = free_name(store, shown.snapshot)
     return catalog.add(name, shown.root, source=os.fsdecode(os.fsencode(directory)))
+
+
+def keep_snapshot(store: Store, manifest: Manifest, directory: Path) -> list[str]:
+    """Have snapshots of all that a directory's files were; return their names."""
+    catalog = SnapshotCatalog(store)
+    names = []
+    for shown in (manifest.now, manifest.next):
+        if shown is None:
+            continue
+        known = _snapshot_of(store, shown)
+        if known is None or known.root.content != shown.root.content:
+            name = free_name(store, shown.snapshot)
+            known = catalog.add(name, shown.root, source=os.fsdecode(directory))
+        names.append(known.name)
+    return names
 
 
 def remove_snapshot(store: Store, shown: Shown) -> None:

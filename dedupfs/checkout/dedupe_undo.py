@@ -6,18 +6,18 @@ by the next.
 """
 
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dedupfs.checkout.dedupe_leftovers import remove_leftovers
+from dedupfs.checkout.dedupe_links import FoundLinks, find_links, is_in_place
 from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
 from dedupfs.checkout.dedupe_scan import Why, opened_below, opened_directory, parent_of
 from dedupfs.checkout.dedupe_snapshot import Taken
 from dedupfs.checkout.dedupe_state import (
     find_deduped,
-    is_in_place,
+    keep_snapshot,
     remove_snapshot,
     shown_of,
     taken_before,
@@ -40,6 +40,7 @@ from dedupfs.transfer.metadata import apply_metadata
 from dedupfs.transfer.report import OnProblem, OnProgress, Problem, Problems, Progress
 
 SPARE_BYTES = 1 << 20
+_LOST = "not all that was replaced has a name here any more; what has none is in the snapshot"
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -85,7 +86,9 @@ def undo(
         link = Link(shown_of(manifest).link)
         problems = Problems(report.problems, on_problem)
         run = _Undo(store, top_fd, link, report, problems)
-        todo = run.find(taken_before(store, manifest))
+        before = taken_before(store, manifest)
+        found = find_links(store, top_fd, before, dict(manifest.links), link)
+        todo = run.find(found)
         run.require_room()
         if dry_run:
             return report
@@ -94,9 +97,13 @@ def undo(
         run.restore(todo, progress)
         if run.failed:
             return report
-        for known in (manifest.now, manifest.next):
-            if known is not None:
-                remove_snapshot(store, known)
+        if found.lost:
+            names = ", ".join(keep_snapshot(store, manifest, top))
+            problems.add(b"", f"{_LOST} {names}, which stays; links to it elsewhere break")
+        else:
+            for known in (manifest.now, manifest.next):
+                if known is not None:
+                    remove_snapshot(store, known)
         registration.drop()
         notes.clear()
         report.is_complete = True
@@ -117,14 +124,14 @@ class _Undo:
         self._restored: dict[tuple[int, int], bytes] = {}
         self.failed = 0
 
-    def find(self, taken: Iterable[Taken]) -> list[Taken]:
+    def find(self, found: FoundLinks) -> list[Taken]:
         """Return what has to be restored; tell what is the user's by now."""
         todo: list[Taken] = []
         linked: set[tuple[int, int]] = set()
-        for one in taken:
-            if not is_in_place(self._store, self._top_fd, one, self._link):
-                self._tell_changed(one)
-            elif self._link is Link.REFLINK:
+        for one in found.gone:
+            self._tell_changed(one)
+        for one in found.there:
+            if self._link is Link.REFLINK:
                 self._report.independent += 1
             else:
                 todo.append(one)

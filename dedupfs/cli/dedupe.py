@@ -39,6 +39,7 @@ LINKS = ("auto", "reflink", "hardlink", "symlink")
 @click.option(
     "--ignore-attributes", is_flag=True, help="Hard-link files of other modes and xattrs, too."
 )
+@click.option("--forget", is_flag=True, help="Let go of what has no link in DIRECTORY any more.")
 @click.option("--undo", is_flag=True, help="Make everything plain files again.")
 @DRY_RUN
 @JSON
@@ -49,6 +50,7 @@ def dedupe(
     min_size: str,
     name: str | None,
     ignore_attributes: bool,
+    forget: bool,
     undo: bool,
     dry_run: bool,
     as_json: bool,
@@ -73,13 +75,15 @@ def dedupe(
     from dedupfs.checkout.dedupe_undo import undo as run_undo
 
     if undo:
-        if link != "auto" or name is not None or ignore_attributes:
+        if link != "auto" or name is not None or ignore_attributes or forget:
             raise UsageError("--undo knows what was done: give it no --link, --name or attributes")
         with open_store(store) as opened, output.meter("restoring") as bar:
             undone = run_undo(opened, directory, dry_run=dry_run, progress=_shown_on(bar))
         _finish_undo(undone, dry_run, as_json)
         return
-    options = DedupeOptions(Link(link), output.parse_size(min_size), name, ignore_attributes)
+    options = DedupeOptions(
+        Link(link), output.parse_size(min_size), name, ignore_attributes, forget
+    )
     with open_store(store) as opened, output.meter("deduping") as bar:
         if dry_run:
             found = plan(opened, directory, options, _shown_on(bar))
