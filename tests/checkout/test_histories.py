@@ -14,14 +14,13 @@ from pathlib import Path
 from dedupfs.checkout.make import choose_link
 from dedupfs.checkout.place import find_checkout
 from dedupfs.checkout.verify import verify_checkout
-from dedupfs.format.keys import META_EMPTY
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store, Table
 from tests.checkout.places import SETTINGS, check_out, remove, sound, update
 from tests.conftest import Scale
-from tests.maintenance.samples import import_directory, lose_index, make_directory, noise
+from tests.maintenance.samples import import_directory, lose_index, noise
 
 LINKS = ["symlink", "hardlink", "copy"]
 
@@ -121,28 +120,6 @@ def test_every_checkout_stays_right(tmp_path: Path, scale: Scale) -> None:
             remove(store, directory)
         SnapshotCatalog(store).remove([info.name for info in SnapshotCatalog(store).list()])
         collect(store)
-        with store.reading() as txn:
-            assert not txn.count(Table.RECORDS)
-        sound(store)
-
-
-def test_empty_packs_that_nobody_listed_go_with_what_describes_them(tmp_path: Path) -> None:
-    """A rebuilt index may hold such packs, and one that an older version left."""
-    history = History(tmp_path, random.Random(0))
-    with Store.open(history.path) as store:
-        import_directory(store, make_directory(tmp_path / "one"), "one")
-        check_out(store, "one", tmp_path / "out", "symlink")
-        SnapshotCatalog(store).remove(["one"])
-        collect(store)
-        with store.transaction() as txn:
-            listed = [key for key, _ in txn.scan(Table.META, prefix=META_EMPTY)]
-            assert listed
-            for key in listed:
-                txn.delete(Table.META, key)
-        remove(store, tmp_path / "out")
-        report = collect(store)
-        assert report.packs_removed
-        assert not report.kept_records
         with store.reading() as txn:
             assert not txn.count(Table.RECORDS)
         sound(store)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from dedupfs.format.keys import META_EMPTY
 from dedupfs.maintenance import gc as gc_module
 from dedupfs.maintenance.check import check
+from dedupfs.maintenance.garbage import free_garbage
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
@@ -276,6 +278,21 @@ def test_a_tombstone_is_kept_until_what_it_outdates_is_erased(
     report = collect(filled)
     assert report.tombstones == 1
     assert tombstones(filled) == 0
+
+
+def test_empty_packs_that_nobody_listed_go_with_what_describes_them(filled: Store) -> None:
+    """A rebuilt index has such packs."""
+    SnapshotCatalog(filled).remove(["first"])
+    free_garbage(filled, lambda freed: None)
+    with filled.transaction() as txn:
+        listed = [key for key, _ in txn.scan(Table.META, prefix=META_EMPTY)]
+        assert listed
+        for key in listed:
+            txn.delete(Table.META, key)
+    report = collect(filled)
+    assert report.packs_removed
+    assert report.kept_records == 0
+    assert rows(filled) == []
 
 
 # --- damage ---------------------------------------------------------------------------------------
