@@ -31,6 +31,7 @@ META_OPEN = b"open:"
 META_MAKING = b"making:"
 META_PUNCH = b"punch:"
 META_EMPTY = b"empty:"
+META_MOVED = b"moved:"
 
 _KINDS = {int(kind): kind for kind in RecordKind}
 _CODECS = {int(codec): codec for codec in Codec}

@@ -32,7 +32,7 @@ from dedupfs.namespace.checkouts import drop_abandoned
 from dedupfs.namespace.room import kept_bytes
 from dedupfs.namespace.rows import TOMBSTONE_OWNER
 from dedupfs.store import ReadTxn, Store, Table
-from dedupfs.store.compact import Sparse, compact, sparse_packs
+from dedupfs.store.compact import Sparse, compact, forget_moves, sparse_packs
 from dedupfs.store.holes import PUNCH_LOCK, Gained, has_holes, punch, unpunched_packs
 from dedupfs.store.owner import exclusive
 from dedupfs.store.space import Freed, release_dead_owners
@@ -287,6 +287,7 @@ class _Run:
     def _compact(self) -> None:
         """Rewrite sparse packs, as long as there is room for that; remove empty ones."""
         report, options, store = self.report, self._options, self._store
+        forget_moves(store)
         found = sparse_packs(store, options.live_share)
         if any(not one.live_bytes for one in found):  # that nobody has listed as empty
             gained = Gained()

@@ -12,6 +12,7 @@ from dedupfs.errors import CorruptError, MissingRecordError, StoreError
 from dedupfs.format.keys import (
     META_EMPTY,
     META_MAKING,
+    META_MOVED,
     META_OPEN,
     META_PUNCH,
     REFERENCES_MAX,
@@ -78,11 +79,17 @@ def plan_commit(
     ids = [record_id for record_id in plan.deltas if record_id not in fresh]
     for record_id, known in zip(ids, txn.get_many(Table.RECORDS, ids), strict=True):
         place = pending.matched.get(record_id)
-        if known is None or (place is not None and place_of(known) != place):
+        if known is None or (place is not None and not _is_same(txn, record_id, place, known)):
             plan.lost.add(record_id)
         else:
             plan.rows[record_id] = known
     return plan
+
+
+def _is_same(txn: WriteTxn, record_id: RecordId, place: bytes, known: bytes) -> bool:
+    """Whether a record is the one that lay at ``place``: it is there, or compaction moved it."""
+    now = place_of(known)
+    return now == place or txn.get(Table.META, META_MOVED + record_id) == place + now
 
 
 def lost_error(record_ids: Iterable[RecordId]) -> MissingRecordError:

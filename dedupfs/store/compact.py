@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from dedupfs.errors import CorruptError, StoreFullError
 from dedupfs.format.keys import (
+    META_MOVED,
     REFERENCES_OFFSET,
     PackRow,
     decode_location,
@@ -33,6 +35,7 @@ from dedupfs.store.db import Table
 from dedupfs.store.holes import PUNCH_LOCK, Gained, is_needed_whole, removing
 from dedupfs.store.owner import exclusive
 from dedupfs.store.pace import Pace, run_steps
+from dedupfs.store.pending import place_of
 from dedupfs.store.scan import PackScanner, ScannedRecord
 from dedupfs.store.store import Store
 from dedupfs.store.transaction import Transaction
@@ -42,6 +45,8 @@ log = logging.getLogger(__name__)
 SLICE_BYTES = 8 << 20
 _FIRST, _LEAST, _MOST = 200, 20, 5000
 _SPARE_BYTES = 8 << 20
+_FORGOTTEN = 1000
+"""Rows of moves that one transaction deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,22 @@ def compact(store: Store, sparse: Sparse) -> Compacted:
             raise
         run_steps(removing(store, pack, done.gained))
     return done
+
+
+def forget_moves(store: Store) -> None:
+    """Forget what earlier runs moved: what others found before that, they have committed by now.
+
+    Who has not puts it again, as if it had been freed.
+    """
+    while True:
+        with store.reading() as txn:
+            keys = [key for key, _ in islice(txn.scan(Table.META, prefix=META_MOVED), _FORGOTTEN)]
+        if not keys:
+            return
+        store.db.give_way()
+        with store.transaction() as changes:
+            for key in keys:
+                changes.delete(Table.META, key)
 
 
 @contextmanager
@@ -250,7 +271,9 @@ def _repoint(txn: Transaction, moved: _Moved, kind: PackKind) -> None:
     if row is None or row[:REFERENCES_OFFSET] != moved.row[:REFERENCES_OFFSET]:
         add_free(txn, new.pack, new_start, new_stop)  # freed, or mended, meanwhile
         return
-    txn.put(Table.RECORDS, moved.record_id, encode_location(new, decode_references(row)))
+    now = encode_location(new, decode_references(row))
+    txn.put(Table.RECORDS, moved.record_id, now)
+    txn.put(Table.META, META_MOVED + moved.record_id, place_of(row) + place_of(now))
     old = decode_location(row)[0]
     start = old.pack_offset - (HEADER_BYTES if kind is PackKind.RECORDS else 0)
     stop = old.pack_offset + old.stored_bytes

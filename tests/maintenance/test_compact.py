@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -217,6 +219,36 @@ def test_a_reader_that_knows_the_old_place_reads_the_right_bytes(
             answers = iter([[row]])
             assert store.read_cached([piece]) in (None, before[number])
             assert store.read([piece]) == before[number]
+        assert check(store).ok
+
+
+COMPACT = """
+import sys
+from pathlib import Path
+from dedupfs.maintenance.gc import collect
+from tests.maintenance.test_compact import ALL, without_holes
+with without_holes(Path(sys.argv[1])) as store:
+    assert collect(store, options=ALL).compacted_packs
+"""
+
+
+def test_what_was_found_where_it_is_no_more_is_not_lost(path: Path, expected: Content) -> None:
+    """An import or a fold would begin anew for each pack that is rewritten beside it, or give up."""
+    with without_holes(path) as store:
+        collect(store, options=GcOptions(live_share=0))
+        chunks = rows(store, RecordKind.CHUNK)
+        found = [
+            store.put(RecordKind.CHUNK, store.get(one.record_id, RecordKind.CHUNK))
+            for one in chunks
+        ]
+        subprocess.run([sys.executable, "-c", COMPACT, path], check=True)
+        assert [store.locate(one) for one in found] != [one.location for one in chunks]
+        with store.transaction() as txn:
+            for record_id in found:
+                txn.pin(store.owner, record_id)
+        with store.transaction() as txn:
+            txn.release_pins(store.owner)
+        assert read_back(store, "some") == expected
         assert check(store).ok
 
 
