@@ -233,7 +233,7 @@ with without_holes(Path(sys.argv[1])) as store:
 
 
 def test_what_was_found_where_it_is_no_more_is_not_lost(path: Path, expected: Content) -> None:
-    """An import or a fold would begin anew for each pack that is rewritten beside it, or give up."""
+    """An import or a fold would begin anew for each pack that is rewritten beside it."""
     with without_holes(path) as store:
         collect(store, options=GcOptions(live_share=0))
         chunks = rows(store, RecordKind.CHUNK)

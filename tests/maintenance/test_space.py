@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -211,8 +211,22 @@ def files_of(path: Path) -> dict[str, tuple[tuple[int, int], int]]:
     }
 
 
-def given_back(path: Path, remove: Iterable[Holder]) -> int:
+def settled_blocks(path: Path) -> dict[str, int]:
+    """Return the blocks of each file, once no block is still to be given out or moved."""
+    for name in files_of(path):
+        file = os.open(path / name, os.O_RDONLY)
+        os.fsync(file)
+        os.close(file)
+    return {name: blocks for name, (_inode, blocks) in files_of(path).items()}
+
+
+def given_back(
+    path: Path, remove: Iterable[Holder], original: Mapping[str, int] | None = None
+) -> int:
     """Remove holders from the store, collect, and return what the file system has back.
+
+    ``original``: the blocks of the files that this store was copied from, since a copy in fewer
+    pieces needs a smaller map of them.
 
     Of files that stay: the data that became holes, but for what lies behind the last whole block
     that was committed. Of those that went: their blocks, unless nothing was ever committed to them.
@@ -240,7 +254,7 @@ def given_back(path: Path, remove: Iterable[Holder]) -> int:
         if name in after:
             back += data[name] - data_bytes(path / name, limits.get(name, 1 << 62))
         elif committed.get(name) != 0:
-            went[inode] = blocks
+            went[inode] = original[name] if original is not None else blocks
     stays = {inode for (inode, _links), _blocks in after.values()}
     return back + sum(blocks for inode, blocks in went.items() if inode not in stays)
 
@@ -257,6 +271,7 @@ def sets_of(holders: list[Holder], rng: random.Random) -> list[list[Holder]]:
 
 def compare(history: History, rng: random.Random, copies: int, top: Path) -> int:
     """Compare what is foretold with the model and with what gc does; return how often."""
+    original = settled_blocks(history.path)
     with Store.open(history.path) as store:
         model = Model.of(store)
         holders = sorted(model.roots)
@@ -286,7 +301,7 @@ def compare(history: History, rng: random.Random, copies: int, top: Path) -> int
         assert not told.problems
     for index in rng.sample(range(len(sets)), min(copies, len(sets))):
         copy = copy_of(history.path, top / "copy")
-        back = given_back(copy, sets[index])
+        back = given_back(copy, sets[index], original)
         assert back == garbage.disk_bytes + foretold[index].disk_bytes, sets[index]
     return min(copies, len(sets))
 
