@@ -34,7 +34,7 @@ from dedupfs.transfer.adoption import (
     adopt_link,
     read_content,
 )
-from dedupfs.transfer.leases import leased, why_not_leased
+from dedupfs.transfer.leases import Lease, leased, why_not_leased
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.scan import FileKey
 
@@ -197,7 +197,12 @@ class Taker:
         try:
             with leased(fd) as lease:
                 self._notes.add(inode.paths[0], inode.status)
-                return self._kept(adopt_link(self._store, fd, lease, self._on_bytes), fd, inode)
+                adopted = adopt_link(self._store, fd, lease, self._on_bytes)
+                if not lease.holds:  # making it durable may take long
+                    self._store.drop_pending()
+                    os.fchmod(fd, stat.S_IMODE(inode.status.st_mode))
+                    raise BrokenLeaseError(f"{inode.paths[0]!r}: somebody wants to write to it")
+                return self._kept(adopted, fd, inode, lease)
         except CannotAdoptError:
             self.link = Link.SYMLINK if self.link is Link.HARDLINK else self.link
         except BlockingIOError as exc:
@@ -205,12 +210,18 @@ class Taker:
             return None
         return self._kept(adopt_copy(self._store, fd, self._on_bytes), fd, inode)
 
-    def _kept(self, adopted: Adopted, fd: int, inode: Inode) -> Target | None:
-        """Commit the pack and hold it, then let it be the one place of its chunks."""
+    def _kept(
+        self, adopted: Adopted, fd: int, inode: Inode, lease: Lease | None = None
+    ) -> Target | None:
+        """Commit the pack and hold it, then let it be the one place of its chunks.
+
+        Unless somebody is about to write to it: what the store has elsewhere must not go for that.
+        """
         content = self._pin(adopted.extents, adopted.pack)
         status = os.stat(self._store.layout.pack(adopted.pack, PackKind.VERBATIM))
         is_linked = os.path.samestat(status, os.fstat(fd))
-        take_over(self._store, adopted.pack, _first_places(adopted.extents))
+        if lease is None or lease.holds:
+            take_over(self._store, adopted.pack, _first_places(adopted.extents))
         if not is_linked and not is_same_file(inode.status, os.fstat(fd)):
             self._problems.add(inode.paths[0], Why.CHANGED)
             return None
