@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from dedupfs.checkout.dedupe_forget import note_of_disk
 from dedupfs.checkout.dedupe_leftovers import remove_leftovers
 from dedupfs.checkout.dedupe_links import find_links
 from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
@@ -362,11 +363,13 @@ class _Run:
 
     def _manifest(self) -> Manifest:
         manifest = self._registration.manifest
+        note = note_of_disk(self._top_fd)
         if manifest is not None:
-            return manifest
+            return msgspec.structs.replace(manifest, detail=note)
         token = secrets.token_hex(16)
         directory = os.fsencode(self._top)
-        return Manifest(self._registration.number, KIND, token, directory, time.time_ns())
+        number, now_ns = self._registration.number, time.time_ns()
+        return Manifest(number, KIND, token, directory, now_ns, detail=note)
 
     def _all(self) -> list[Taken]:
         again = {one.path for _, names in self._work for one in names}

@@ -165,7 +165,7 @@ def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> N
       dedupfs checkout verify store/ --full --json
     """
     from dedupfs.checkout.place import is_there
-    from dedupfs.checkout.verify import verify_checkout
+    from dedupfs.checkout.verify import DEDUPE, verify_checkout
 
     reports: list[VerifyReport] = []
     gone: list[str] = []
@@ -177,6 +177,11 @@ def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> N
                     reports.append(verify_checkout(opened, manifest, directory, full=full))
                 else:
                     gone.append(str(directory))
+                    option = "--gone " if manifest.kind == DEDUPE else ""
+                    output.note(
+                        f"{directory} is gone; 'dedupfs checkout rm {option}--store {place} "
+                        f"{manifest.number}' lets go of it"
+                    )
     else:
         with _found(place, store_path, to_change=False) as (opened, manifest):
             reports.append(verify_checkout(opened, manifest, place, full=full))
@@ -185,8 +190,6 @@ def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> N
     else:
         for report in reports:
             _print_verified(report)
-    for name in gone:
-        output.note(f"{name} is gone; 'dedupfs checkout rm --store STORE {name}' lets go of it")
     bad = [os.fsdecode(report.directory) for report in reports if not report.ok]
     if bad or gone:
         raise SourceError(
@@ -248,6 +251,7 @@ def list_(store: Path, as_json: bool) -> None:
 @DRY_RUN
 @click.option("--keep-files", is_flag=True, help="Leave the directory as it is; no symlinks.")
 @click.option("--force", is_flag=True, help="Remove what was changed in the directory, too.")
+@click.option("--gone", is_flag=True, help="Forget a deduped directory that was deleted.")
 @IN_STORE
 @JSON
 def remove(
@@ -255,19 +259,27 @@ def remove(
     dry_run: bool,
     keep_files: bool,
     force: bool,
+    gone: bool,
     store_path: Path | None,
     as_json: bool,
 ) -> None:
     """Remove a checkout: what it made goes, what others added or changed there stays.
 
     What only it held in the store is freed by the next gc. A directory that is gone is named as it
-    was, or by the checkout's NUMBER, with --store.
+    was, or by the checkout's NUMBER, with --store. --gone is for a directory that was deduped and
+    then deleted: its snapshot stays, and keeps everything until 'dedupfs rm'.
 
     \b
     Examples:
       dedupfs checkout rm /data/model
       dedupfs checkout rm --store store/ 3
+      dedupfs checkout rm --gone --store store/ 4
     """
+    if gone:
+        if keep_files or dry_run:
+            raise UsageError("--gone changes no file, and frees nothing: give it no other option")
+        _forget_deduped(place, store_path, force=force, as_json=as_json)
+        return
     from dedupfs.checkout.make import remove_checkout
     from dedupfs.checkout.place import is_there
     from dedupfs.checkout.savings import freed_bytes
@@ -298,6 +310,23 @@ def remove(
         output.print_line(f"checkout {manifest.number}: {verb} gc free {output.size(freed)}")
     for path in kept[:FINDINGS_SHOWN_MAX]:
         output.note(f"{path} was changed or added, and stays")
+
+
+def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json: bool) -> None:
+    from dedupfs.checkout.dedupe_forget import forget
+    from dedupfs.checkout.dedupe_state import KIND
+    from dedupfs.namespace.checkouts import open_checkout
+
+    with _found(Path(place), store_path, to_change=False) as (opened, manifest):
+        if manifest.kind != KIND:
+            raise UsageError(f"{place} is a checkout: 'dedupfs checkout rm' without --gone")
+        with open_checkout(opened, manifest.number) as registration:
+            names = forget(opened, registration, force=force)
+    if as_json:
+        output.print_json({"number": manifest.number, "snapshots": list(names)})
+    else:
+        kept = ", ".join(names)
+        output.print_line(f"checkout {manifest.number} is forgotten; what it held is in {kept}")
 
 
 # --- shared ----------------------------------------------------------------------------------

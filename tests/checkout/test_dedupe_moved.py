@@ -7,19 +7,22 @@ anywhere. Each store ends sound.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dedupfs.checkout.dedupe import dedupe
+from dedupfs.checkout.dedupe_forget import forget
 from dedupfs.checkout.dedupe_links import find_links
 from dedupfs.checkout.dedupe_state import find_deduped, taken_before
 from dedupfs.checkout.dedupe_take import Link
 from dedupfs.checkout.dedupe_undo import undo
-from dedupfs.errors import SourceError
+from dedupfs.errors import SourceError, UsageError
 from dedupfs.maintenance.gc import collect
-from dedupfs.namespace.checkouts import list_numbers
+from dedupfs.namespace.checkouts import list_numbers, open_checkout
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store
@@ -179,3 +182,65 @@ def test_what_cannot_be_looked_at_is_not_taken_for_gone(store: Store, ckpts: Pat
     finally:
         os.seteuid(0)
         os.close(top_fd)
+
+
+# --- directories that are gone --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_directory_that_was_deleted_is_forgotten_and_its_snapshot_stays(
+    store: Store, ckpts: Path, tmp_path: Path, link: str
+) -> None:
+    make_copies(ckpts)
+    before = contents_of(ckpts)
+    report = dedupe(store, ckpts, options(link))
+    with open_checkout(store, report.number) as registration:
+        with pytest.raises(UsageError, match="--undo"):
+            forget(store, registration)
+        shutil.rmtree(ckpts)
+        assert forget(store, registration) == [report.snapshot]
+    assert not list_numbers(store)
+    collect(store)
+    require_sound(store)
+    root = SnapshotCatalog(store).get(report.snapshot).root
+    export_tree(store, root, tmp_path / "exported")
+    now = contents_of(tmp_path / "exported")
+    assert now == {name: what for name, what in before.items() if "model-" in name}
+    SnapshotCatalog(store).remove([report.snapshot])
+    collect(store)
+    assert not list((store.path / "packs").rglob("*.file"))
+
+
+def bind(source: Path, target: Path) -> None:
+    """Have a file system at another place, too."""
+    target.mkdir()
+    subprocess.run(["mount", "--bind", source, target], check=True, timeout=60)
+
+
+@pytest.mark.root
+def test_a_directory_of_a_disk_that_is_not_mounted_is_not_forgotten(
+    store: Store, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True, timeout=60)
+    try:
+        ckpts = disk / "below" / "ckpts"
+        ckpts.mkdir(parents=True)
+        make_copies(ckpts)
+        before = contents_of(ckpts)
+        number = dedupe(store, ckpts, options("symlink")).number
+        bind(disk, tmp_path / "elsewhere")
+        subprocess.run(["umount", disk], check=True, timeout=60)
+        with open_checkout(store, number) as registration:
+            with pytest.raises(UsageError, match="not mounted"):
+                forget(store, registration)
+            (disk / "below").mkdir()
+            with pytest.raises(UsageError, match="not mounted"):
+                forget(store, registration)
+        collect(store)
+        assert contents_of(tmp_path / "elsewhere" / "below" / "ckpts") == before
+    finally:
+        for place in (disk, tmp_path / "elsewhere"):
+            if os.path.ismount(place):
+                subprocess.run(["umount", place], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Who wants to write to a file just while dedupe takes it, gets it as it was; and disks that are full.
+"""Who wants to write to a file just while dedupe takes it gets it as it was; and full disks.
 
 Each store ends sound.
 """
@@ -65,6 +65,6 @@ def test_a_writer_who_comes_while_a_file_is_taken_keeps_it(
         os.fsdecode(victim): contents_of(ckpts)[os.fsdecode(victim)],
     }
     assert undo(store, ckpts).is_complete
-    now = seen_in(ckpts)
-    del now[os.fsdecode(victim)], seen[os.fsdecode(victim)]
-    assert now == seen
+    left = seen_in(ckpts)
+    del left[os.fsdecode(victim)], seen[os.fsdecode(victim)]
+    assert left == seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,5 +41,22 @@ def test_a_checkout_from_its_making_to_its_end(tmp_path: Path) -> None:
     assert not out.exists()
     assert json.loads(run("checkout", "list", path, "--json")) == []
     run("checkout", "rm", "--store", path, 1, code=1)
+    with Store.open(path) as store:
+        sound(store)
+
+
+def test_a_deduped_directory_that_was_deleted_is_forgotten_by_its_number(tmp_path: Path) -> None:
+    path, copies = tmp_path / "store", tmp_path / "copies"
+    copies.mkdir()
+    for name in ("a", "b"):
+        (copies / name).write_bytes(bytes(range(256)) * 400)
+    Store.create(path, **SETTINGS).close()
+    run("dedupe", path, copies, "--link", "symlink", "--min-size", "4KiB")
+    run("checkout", "rm", "--gone", "--store", path, 1, code=2)
+    shutil.rmtree(copies)
+    assert "gone" in run("checkout", "list", path)
+    run("checkout", "rm", "--store", path, 1, code=2)
+    assert "copies-deduped" in run("checkout", "rm", "--gone", "--store", path, 1)
+    assert json.loads(run("checkout", "list", path, "--json")) == []
     with Store.open(path) as store:
         sound(store)
