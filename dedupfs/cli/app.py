@@ -24,6 +24,7 @@ CHECKPOINTS = "dedupfs.cli.checkpoints"
 LIMITS = "dedupfs.cli.limits"
 TOP = "dedupfs.cli.top"
 CHECKOUTS = "dedupfs.cli.checkouts"
+VOLUMES = "dedupfs.cli.volumes"
 
 Section = dict[str, tuple[str, str]]
 
@@ -40,6 +41,7 @@ SECTIONS: dict[str, Section] = {
         "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
         "view": (MOUNTS, "List, compare and remove the views of a store."),
         "top": (TOP, "Show what mounts are doing."),
+        "volume-plugin": (VOLUMES, "Give views to Docker or Podman as volumes."),
     },
     "Snapshots": {
         "ls": (BROWSING, "List snapshots, or a directory of one."),

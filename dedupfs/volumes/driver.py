@@ -1,0 +1,251 @@
+"""What the volume plugin does: volumes are made, mounted for their users, and removed.
+
+A volume is mounted as long as it has users; its count is of a mount, and goes with it (at a reboot,
+say). Calls for one volume come one after the other, those for several at once. In what order things
+become durable:
+
+- create: the view, then the volume. In between a view is left, which the next create names.
+- mount: the mount, then its user. In between a mount without users is left; ``recover`` ends it.
+- unmount: the user goes, then the mount: the same.
+- remove: the view, then the volume. In between a volume without its view is left: remove it again.
+
+Source: Docker, "Docker volume plugins" (docs.docker.com/engine/extend/plugins_volume).
+"""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.errors import (
+    DedupfsError,
+    ExistsError,
+    MountError,
+    NotFoundError,
+    StoreBusyError,
+    UsageError,
+)
+from dedupfs.namespace.rows import ViewRow
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.view import View
+from dedupfs.namespace.views import find_view, remove_view
+from dedupfs.store.store import Store
+from dedupfs.volumes import options as volume_options
+from dedupfs.volumes.ledger import USERS_MAX, Ledger, Volume
+from dedupfs.volumes.mounts import Mounter
+from dedupfs.volumes.options import Options, ParseSize
+
+log = logging.getLogger(__name__)
+
+USER_CHARACTERS_MAX = 256
+
+
+class Driver:
+    """The volumes of some stores. May be called by several threads."""
+
+    def __init__(
+        self, stores: Sequence[Path], ledger: Ledger, mounter: Mounter, parse_size: ParseSize
+    ) -> None:
+        self._stores = stores
+        self._ledger = ledger
+        self._mounter = mounter
+        self._parse_size = parse_size
+        self._ledger_lock = threading.Lock()
+        self._store_lock = threading.Lock()  # LMDB: a process has an index open once
+        self._volume_locks: weakref.WeakValueDictionary[str, threading.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def recover(self) -> None:
+        """Find out what the last plugin, or the machine's last boot, has left."""
+        for volume in self._ledger.all():
+            if not self._mounter.is_mounted(volume.name):
+                if volume.users:
+                    log.info("not mounted any more volume=%s", volume.name)
+                    self._set_users(volume, ())
+            elif not volume.users:
+                try:
+                    self._mounter.end(volume.name)
+                except MountError as exc:
+                    log.warning("mounted for nobody volume=%s: %s", volume.name, exc)
+
+    def create(self, name: str, words: Mapping[str, str]) -> None:
+        """Make a volume, and its view if that does not exist.
+
+        Raises:
+            UsageError, ExistsError, NotFoundError, DedupfsError: it cannot be made; nothing was.
+        """
+        wanted = volume_options.parse(name, words, self._stores, self._parse_size)
+        with self._volume_lock(name):
+            there = self._ledger.get(name)
+            if there is not None:
+                if there.options == wanted:
+                    return
+                raise ExistsError(f"volume {name!r} exists, with other options")
+            with self._store_lock, Store.open(Path(wanted.store)) as store:
+                made = self._prepare(store, wanted)
+                view_id = made.view_id if made is not None and wanted.is_own else 0
+                volume = Volume(name, wanted, time.time_ns(), view_id)
+                try:
+                    self._add(volume)
+                except DedupfsError:
+                    if made is not None:
+                        with suppress(DedupfsError):  # the first failure is the one to tell
+                            remove_view(store, made.name)
+                    raise
+
+    def remove(self, name: str) -> None:
+        """Remove a volume that nobody uses, with the view that was made for it.
+
+        Raises:
+            NotFoundError: no such volume. StoreBusyError: somebody uses it.
+        """
+        with self._volume_lock(name):
+            volume = self._volume(name)
+            mounted = self._mounter.is_mounted(name)
+            if mounted and volume.users:
+                raise StoreBusyError(
+                    f"volume {name!r} is in use by {len(volume.users)} container(s); if there are "
+                    f"none, run 'dedupfs umount {self._mounter.place(name)}'"
+                )
+            if mounted:
+                self._mounter.end(name)
+            self._mounter.forget(name)
+            if volume.view_id:
+                with self._store_lock, Store.open(Path(volume.options.store)) as store:
+                    row = find_view(store, volume.options.view)
+                    if row is not None and row.view_id == volume.view_id:
+                        remove_view(store, row.name)
+            with self._ledger_lock:
+                self._ledger.remove(name)
+
+    def mount(self, name: str, user: str) -> Path:
+        """Mount a volume for ``user``; return where.
+
+        Raises:
+            NotFoundError: no such volume. MountError, DedupfsError: it cannot be mounted.
+        """
+        _check_user(user)
+        with self._volume_lock(name):
+            volume = self._volume(name)
+            users = volume.users if self._mounter.is_mounted(name) else ()
+            if user not in users and len(users) >= USERS_MAX:
+                raise UsageError(f"volume {name!r} has {USERS_MAX:,} users already")
+            self._require_view(volume)
+            self._mounter.ensure(name, volume.options)
+            try:
+                self._set_users(volume, (*(other for other in users if other != user), user))
+            except DedupfsError:
+                if not users:
+                    with suppress(MountError):  # the first failure is the one to tell
+                        self._mounter.end(name)
+                raise
+            return self._mounter.place(name)
+
+    def unmount(self, name: str, user: str) -> None:
+        """Let ``user`` go; with the last one goes the mount.
+
+        Raises:
+            NotFoundError: no such volume. MountError: it cannot be unmounted now; say it again.
+        """
+        _check_user(user)
+        with self._volume_lock(name):
+            volume = self._volume(name)
+            users = tuple(other for other in volume.users if other != user)
+            if users != volume.users:
+                self._set_users(volume, users)
+            if not users and self._mounter.is_mounted(name):
+                self._mounter.end(name)
+
+    def get(self, name: str) -> tuple[Volume, Path | None]:
+        """Return a volume and where it is mounted, without touching the mount.
+
+        Raises:
+            NotFoundError: no such volume.
+        """
+        return self._with_place(self._volume(name))
+
+    def list(self) -> list[tuple[Volume, Path | None]]:
+        """Return all volumes and where they are mounted, sorted by name."""
+        return [self._with_place(volume) for volume in self._ledger.all()]
+
+    def _with_place(self, volume: Volume) -> tuple[Volume, Path | None]:
+        mounted = self._mounter.is_mounted(volume.name)
+        return volume, self._mounter.place(volume.name) if mounted else None
+
+    def _volume(self, name: str) -> Volume:
+        volume = self._ledger.get(name)
+        if volume is None:
+            raise NotFoundError(f"no volume {name[:255]!r}")
+        return volume
+
+    def _volume_lock(self, name: str) -> threading.Lock:
+        with self._ledger_lock:
+            return self._volume_locks.setdefault(name, threading.Lock())
+
+    def _add(self, volume: Volume) -> None:
+        with self._ledger_lock:
+            self._require_unused(volume.options)
+            self._ledger.put(volume)
+
+    def _set_users(self, volume: Volume, users: tuple[str, ...]) -> None:
+        with self._ledger_lock:
+            self._ledger.put(msgspec.structs.replace(volume, users=users))
+
+    def _require_unused(self, wanted: Options) -> None:
+        """Refuse a second volume of one view: a view has one mount."""
+        for volume in self._ledger.all():
+            same_store = volume.options.store == wanted.store
+            if wanted.view and same_store and volume.options.view == wanted.view:
+                raise ExistsError(
+                    f"view {wanted.view!r} is volume {volume.name!r}: give containers that one"
+                )
+
+    def _prepare(self, store: Store, wanted: Options) -> ViewRow | None:
+        """Make the view of a volume if it does not exist, so that nothing changes under it."""
+        if not wanted.view:
+            if wanted.snapshot:
+                SnapshotCatalog(store).get(wanted.snapshot)
+            return None
+        row = find_view(store, wanted.view)
+        if row is None:
+            with self._ledger_lock:
+                self._require_unused(wanted)
+            view = View.bring_back(store, wanted.view, snapshot=wanted.snapshot or None)
+            try:
+                view.quota.set_limit(wanted.limit_bytes)
+            finally:
+                view.close()
+            return find_view(store, wanted.view)
+        if wanted.is_own:
+            raise ExistsError(
+                f"there is a view {row.name!r} in {store.path}: say view={row.name} to use it, "
+                "which also keeps it when the volume is removed"
+            )
+        if wanted.snapshot and row.base != wanted.snapshot:
+            raise UsageError(f"view {row.name!r} was not made over {wanted.snapshot!r}")
+        if wanted.limit_bytes is not None:
+            raise UsageError("limit= is for a new view; for this one there is 'dedupfs limit'")
+        return None
+
+    def _require_view(self, volume: Volume) -> None:
+        """Refuse to mount what would be made anew, and empty."""
+        if not volume.options.view:
+            return
+        with self._store_lock, Store.open(Path(volume.options.store)) as store:
+            row = find_view(store, volume.options.view)
+        if row is None or volume.view_id not in (0, row.view_id):
+            raise NotFoundError(
+                f"the view {volume.options.view!r} of volume {volume.name!r} is gone from "
+                f"{volume.options.store}: remove the volume"
+            )
+
+
+def _check_user(user: str) -> None:
+    if not user or len(user) > USER_CHARACTERS_MAX or not user.isprintable():
+        raise UsageError("a mount needs an ID of 1 to 256 printable characters")

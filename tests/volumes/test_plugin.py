@@ -1,0 +1,207 @@
+"""The volume plugin, asked as Docker asks it: what it makes, mounts, counts, keeps and refuses.
+
+Method: the real program in a process of its own, real mounts, requests over its socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dedupfs.fuse.mountpoints import mount_at
+from tests.volumes.conftest import Plugin
+
+pytestmark = pytest.mark.fuse
+
+
+def mounted(plugin: Plugin, name: str, user: str = "one") -> Path:
+    return Path(plugin.ask("Mount", Name=name, ID=user)["Mountpoint"])
+
+
+def views(plugin: Plugin) -> set[str]:
+    return {
+        row["name"] for row in json.loads(plugin.dedupfs("view", "list", plugin.store, "--json"))
+    }
+
+
+def test_a_volume_is_mounted_as_long_as_it_has_users(plugin: Plugin) -> None:
+    assert plugin.ask("/Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+    assert plugin.ask("Capabilities") == {"Capabilities": {"Scope": "local"}}
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})  # the same again is no failure
+    assert "other options" in plugin.refused("Create", Name="job", Opts={})
+    assert plugin.ask("Path", Name="job")["Mountpoint"] == ""
+    place = mounted(plugin, "job")
+    assert (place / "file").read_bytes() == b"from the snapshot\n"
+    assert mounted(plugin, "job", "two") == place
+    assert mounted(plugin, "job", "two") == place
+    (place / "new").write_bytes(b"kept")
+    assert plugin.ask("Path", Name="job")["Mountpoint"] == str(place)
+    assert plugin.ask("Get", Name="job")["Volume"]["Status"]["users"] == 2
+    assert "in use by 2 container" in plugin.refused("Remove", Name="job")
+    plugin.ask("Unmount", Name="job", ID="one")
+    plugin.ask("Unmount", Name="job", ID="one")  # whoever is gone may go again
+    assert mount_at(place) is not None
+    plugin.ask("Unmount", Name="job", ID="two")
+    assert mount_at(place) is None
+    assert (mounted(plugin, "job") / "new").read_bytes() == b"kept"
+    plugin.ask("Unmount", Name="job", ID="one")
+    assert views(plugin) == {"job"}
+    plugin.ask("Remove", Name="job")
+    assert views(plugin) == set()
+    assert plugin.ask("List")["Volumes"] == []
+    assert not place.exists()
+    assert "no volume 'job'" in plugin.refused("Get", Name="job")
+
+
+def test_a_view_that_was_named_stays_when_its_volume_goes(plugin: Plugin) -> None:
+    plugin.ask("Create", Name="a", Opts={"snapshot": "base", "view": "mine"})
+    assert "volume 'a'" in plugin.refused("Create", Name="b", Opts={"view": "mine"})
+    (mounted(plugin, "a") / "new").write_bytes(b"kept")
+    plugin.ask("Unmount", Name="a", ID="one")
+    plugin.ask("Remove", Name="a")
+    assert "say view=mine" in plugin.refused("Create", Name="mine")
+    plugin.ask("Create", Name="b", Opts={"view": "mine"})
+    assert (mounted(plugin, "b") / "new").read_bytes() == b"kept"
+    plugin.ask("Unmount", Name="b", ID="one")
+    plugin.dedupfs("view", "rm", plugin.store, "mine")
+    assert "is gone" in plugin.refused("Mount", Name="b", ID="one")
+    plugin.ask("Remove", Name="b")
+
+
+def test_ephemeral_and_read_only_volumes_leave_nothing(plugin: Plugin) -> None:
+    plugin.ask("Create", Name="e", Opts={"snapshot": "base", "ephemeral": "", "limit": "1MiB"})
+    plugin.ask("Create", Name="r", Opts={"snapshot": "base", "ro": "true"})
+    place = mounted(plugin, "e")
+    (place / "new").write_bytes(b"not kept")
+    (row,) = json.loads(plugin.dedupfs("view", "list", plugin.store, "--json"))
+    assert row["limit_bytes"] == 1 << 20
+    with pytest.raises(OSError, match="Read-only"):
+        (mounted(plugin, "r") / "new").write_bytes(b"")
+    for name in ("e", "r"):
+        plugin.ask("Unmount", Name=name, ID="one")
+    assert os.listdir(mounted(plugin, "e")) == ["file", "large"]
+    plugin.ask("Unmount", Name="e", ID="one")
+    assert views(plugin) == set()
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
+def test_mounts_and_their_users_outlive_the_plugin(plugin: Plugin, how: signal.Signals) -> None:
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+    plugin.ask("Create", Name="gone", Opts={"ro": "1"})
+    place = mounted(plugin, "job")
+    gone = mounted(plugin, "gone")
+    with (place / "open").open("wb", buffering=0) as file:
+        file.write(b"before")
+        plugin.stop(how)
+        plugin.dedupfs("umount", gone)  # as a reboot would
+        file.write(b" between")
+        plugin.start()
+        assert mounted(plugin, "job", "two") == place
+        file.write(b" after")
+    plugin.ask("Unmount", Name="job", ID="one")
+    assert (place / "open").read_bytes() == b"before between after"
+    plugin.ask("Unmount", Name="job", ID="two")
+    assert mount_at(place) is None
+    assert plugin.ask("Get", Name="gone")["Volume"]["Status"]["users"] == 0
+    plugin.ask("Remove", Name="gone")
+
+
+def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+    place = mounted(plugin, "job")
+    (row,) = json.loads(plugin.dedupfs("view", "list", plugin.store, "--json"))
+    supervisor = int(Path(f"/proc/{row['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    ends = [os.pidfd_open(pid) for pid in (supervisor, row["pid"])]
+    for end in ends:
+        signal.pidfd_send_signal(end, signal.SIGKILL)
+    for end in ends:
+        os.close(end)
+    assert (mounted(plugin, "job", "two") / "file").read_bytes() == b"from the snapshot\n"
+    assert mount_at(place) is not None
+    plugin.ask("Unmount", Name="job", ID="two")
+
+
+def test_many_at_once_end_with_what_one_after_the_other_would(plugin: Plugin) -> None:
+    names = [f"job{number}" for number in range(2)]
+    users = [f"user{number}" for number in range(3)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: plugin.ask("Create", Name=name, Opts={"ephemeral": ""}), names))
+        pairs = [(name, user) for name in names for user in users]
+        places = set(pool.map(lambda pair: mounted(plugin, *pair), pairs))
+        assert len(places) == len(names)
+        found = plugin.ask("List")["Volumes"]
+        assert [row["Status"]["users"] for row in found] == [len(users)] * len(names)
+        list(pool.map(lambda pair: plugin.ask("Unmount", Name=pair[0], ID=pair[1]), pairs))
+        list(pool.map(lambda name: plugin.ask("Remove", Name=name), names))
+    assert plugin.ask("List")["Volumes"] == []
+
+
+def test_what_is_no_volume_is_refused_in_one_line_and_makes_nothing(plugin: Plugin) -> None:
+    for name in ("", "..", "a/b", "../../etc", "a\nb", "x" * 256, "-x", "a\0b", "é"):
+        assert "is no volume name" in plugin.refused("Create", Name=name)
+        assert "no volume" in plugin.refused("Mount", Name=name, ID="one")
+    for options in (
+        {"snapshot": "missing"},
+        {"snapshot": "../base"},
+        {"store": "/etc"},
+        {"view": "a", "ephemeral": ""},
+        {"view": "../a"},
+        {"ro": "perhaps"},
+        {"ro": "", "limit": "1G"},
+        {"limit": "9" * 4000},
+        {"limit": "-1"},
+        {"view": "x" * 5000},
+        {"device": "/dev/sda"},
+    ):
+        plugin.refused("Create", Name="job", Opts=options)
+    plugin.ask("Create", Name="job", Opts={"ro": ""})
+    for user in ("", "x" * 257, "a\nb"):
+        assert "needs an ID" in plugin.refused("Mount", Name="job", ID=user)
+    assert [row["Name"] for row in plugin.ask("List")["Volumes"]] == ["job"]
+    assert views(plugin) == set()
+    assert not (plugin.state / "mounts").exists()
+    plugin.ask("Remove", Name="job")
+    assert plugin.answer("Create", b"{")[0] == 400
+    assert plugin.answer("Create", b'{"Name": 1}')[0] == 400
+    assert plugin.answer("Create", b"[" * 60_000)[0] == 400
+    assert plugin.answer("Create", b"\xff\xfe")[0] == 400
+    assert plugin.answer("/VolumeDriver.Format", b"{}")[0] == 404
+    assert plugin.answer("List", b"{}", **{"Content-Length": "-1"})[0] == 411
+    assert plugin.answer("List", b"{}", **{"Content-Length": str(1 << 40)})[0] == 413
+    assert plugin.ask("List") == {"Volumes": [], "Err": ""}
+
+
+@pytest.mark.root
+@pytest.mark.program("/usr/bin/python3")
+def test_nobody_but_root_and_its_own_user_is_listened_to(plugin: Plugin) -> None:
+    assert plugin.ask("List")["Volumes"] == []
+    plugin.socket_directory.chmod(0o755)
+    plugin.socket_path.chmod(0o666)
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        "s.connect(sys.argv[1])\n"
+        "s.sendall(b'POST /VolumeDriver.List HTTP/1.1\\r\\nContent-Length: 2\\r\\n\\r\\n{}')\n"
+        "print(s.recv(100))\n"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", code, plugin.socket_path],
+        user=65534,
+        group=65534,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout in ("b''\n", ""), done  # closed, or reset with what it had said unread
+    assert "Permission" not in done.stderr, done
+    assert plugin.ask("List")["Volumes"] == []
