@@ -16,13 +16,14 @@ from pathlib import Path
 from dedupfs.checkout.dedupe_modes import ModeNotes
 from dedupfs.checkout.dedupe_scan import Group, Inode, Why, is_same_file, opened_below, why_not
 from dedupfs.checkout.dedupe_swap import equal_bytes
-from dedupfs.errors import UsageError
+from dedupfs.errors import QuotaError, UsageError
 from dedupfs.format.keys import decode_pack_key, decode_pack_row, encode_pack_key
 from dedupfs.format.tree import entry_references
 from dedupfs.model import Extent, PackKind, TreeEntry
 from dedupfs.namespace.contents import hole_bytes, store_content
 from dedupfs.store import Store, Table
 from dedupfs.store.assemble import take_over
+from dedupfs.store.limits import StoreLimit
 from dedupfs.store.whole import hold, wait_for_punches
 from dedupfs.transfer.adoption import (
     Adopted,
@@ -114,15 +115,24 @@ class Taker:
         self._notes = notes
         self._problems = problems
         self._on_bytes = on_bytes
+        self._limit = StoreLimit(store)
+        self._limit.reload()
 
     def take(self, group: Group) -> Target | None:
-        """Return the group's pack; None when none of its files can be had."""
+        """Return the group's pack; None when none of its files can be had.
+
+        That is also when the store's limit leaves no room for it.
+        """
         for inode in group.inodes:
             try:
                 with opened_below(self._top_fd, inode.paths[0]) as fd:
                     target = self._existing(fd, inode)
                     if target is None and len(group.inodes) > 1:
+                        self._limit.require(inode.disk_bytes)
                         target = self._made(fd, inode)
+            except QuotaError as exc:
+                self._problems.add(inode.paths[0], f"stays as it is: {exc}")
+                return None
             except OSError as exc:
                 self._problems.add_os_error(inode.paths[0], "stays as it is", exc)
                 continue

@@ -15,6 +15,7 @@ from dedupfs.namespace.contents import load_recipe
 from dedupfs.recipe import Recipe
 from dedupfs.store import Store
 from dedupfs.store.assemble import assemble
+from dedupfs.store.limits import StoreLimit
 from dedupfs.store.whole import candidate_pack, is_whole
 
 
@@ -39,6 +40,8 @@ class PackFinder:
     def __init__(self, store: Store, registration: Registration) -> None:
         self._store = store
         self._registration = registration
+        self._limit = StoreLimit(store)
+        self._limit.reload()
         self._others = _links_of_others(store, registration.number)
         self._shown = {pack for _number, pack in self._others.values()}
         if registration.manifest is not None:
@@ -48,7 +51,7 @@ class PackFinder:
         """Return a pack for the content of each of ``files``, which are by content.
 
         Raises:
-            StoreFullError: there is no room to assemble a file.
+            StoreFullError: there is no room to assemble a file; QuotaError: nor by the limit.
         """
         linked = Linked()
         candidates = {content: self._candidate(content) for content in files}
@@ -93,7 +96,9 @@ class PackFinder:
         recipe = load_recipe(self._store, content)
         if candidate is not None and self._is_kept(content, recipe, candidate):
             return candidate
+        self._limit.require(recipe.size)  # what has moved there is given back elsewhere
         made = assemble(self._store, recipe, self._registration.owner)
+        self._limit.look_again()
         linked.assembled += 1
         linked.assembled_bytes += recipe.size
         linked.left_bytes += made.left_bytes

@@ -4,10 +4,7 @@ Compares every name with what the tree says and every pack with what the manifes
 ``full`` also every byte with the ids of its chunks. Changes nothing.
 """
 
-import fcntl
 import os
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +18,7 @@ from dedupfs.format.manifest import Manifest, Shown
 from dedupfs.model import HOLE, RecordKind, TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.store import Store
-
-_FIEMAP = 0xC020660B  # linux/fs.h, FS_IOC_FIEMAP
-_FIEMAP_HEAD = struct.Struct("=QQIIII")
-_FIEMAP_EXTENT = struct.Struct("=QQQQQIIII")
-_FIEMAP_COUNT = 500
-_SHARED = 0x2000  # linux/fiemap.h
-_LAST = 0x1
-_SYNC = 0x1
+from dedupfs.transfer.extents import shared_bytes
 
 DEDUPE = "dedupe"
 """The kind of a directory of which only the files are known that were replaced."""
@@ -271,28 +261,6 @@ def _shared_bytes(directory_fd: int, name: bytes) -> int:
     except OSError:
         return 0
     try:
-        size = os.fstat(fd).st_size
-        return sum(max(0, min(stop, size) - start) for start, stop in _shared_extents(fd))
-    except OSError:
-        return 0  # the file system cannot tell
+        return shared_bytes(fd)
     finally:
         os.close(fd)
-
-
-def _shared_extents(fd: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while True:
-        room = bytearray(_FIEMAP_HEAD.size + _FIEMAP_COUNT * _FIEMAP_EXTENT.size)
-        _FIEMAP_HEAD.pack_into(room, 0, start, (1 << 64) - 1 - start, _SYNC, 0, _FIEMAP_COUNT, 0)
-        fcntl.ioctl(fd, _FIEMAP, room)
-        mapped = _FIEMAP_HEAD.unpack_from(room)[3]
-        last = not mapped
-        for index in range(mapped):
-            at = _FIEMAP_HEAD.size + index * _FIEMAP_EXTENT.size
-            logical, _physical, length, _r1, _r2, flags, *_ = _FIEMAP_EXTENT.unpack_from(room, at)
-            start = logical + length
-            last = bool(flags & _LAST)
-            if flags & _SHARED:
-                yield logical, start
-        if last:
-            return

@@ -6,7 +6,9 @@ Source: ioctl_ficlone(2), ioctl_fideduperange(2), Linux Documentation/filesystem
 
 import errno
 import fcntl
+import os
 import struct
+from collections.abc import Iterator
 
 _FICLONE = 0x40049409  # linux/fs.h
 _FIDEDUPERANGE = 0xC0189436
@@ -18,6 +20,7 @@ _FLAG_SYNC = 0x01
 _EXTENT_LAST = 0x01
 _EXTENT_UNKNOWN = 0x02 | 0x04 | 0x08 | 0x100 | 0x200 | 0x400
 """Not on disk yet, compressed, inline, packed with others: the place says nothing."""
+_EXTENT_SHARED = 0x2000
 _EXTENTS_AT_ONCE = 256
 STEP_BYTES = 16 << 20
 """What btrfs deals with in one call; a lock is held meanwhile."""
@@ -73,24 +76,48 @@ def share(source_fd: int, target_fd: int, size: int) -> bool:
 def blocks_of(fd: int) -> Blocks | None:
     """Return where a file's data lies; None when the file system does not tell, or not exactly."""
     found: list[tuple[int, int, int]] = []
+    try:
+        for logical, physical, length, flags in _extents(fd):
+            if flags & _EXTENT_UNKNOWN:
+                return None
+            found.append((logical, physical, length))
+    except OSError:
+        return None
+    return tuple(found)
+
+
+def shared_bytes(fd: int) -> int:
+    """Return how many bytes of a file lie in blocks that other files have, too, as far as known."""
+    size = os.fstat(fd).st_size
+    shared = 0
+    try:
+        for logical, _physical, length, flags in _extents(fd):
+            if flags & _EXTENT_SHARED:
+                shared += max(0, min(logical + length, size) - logical)
+    except OSError:
+        return 0
+    return shared
+
+
+def _extents(fd: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield file offset, place on the device, length and flags of each run of blocks.
+
+    Raises:
+        OSError: the file system cannot tell.
+    """
     start = 0
     while True:
         room = bytes(_FIEMAP_EXTENT.size * _EXTENTS_AT_ONCE)
         head = _FIEMAP_HEAD.pack(start, (1 << 64) - 1 - start, _FLAG_SYNC, 0, _EXTENTS_AT_ONCE, 0)
         request = bytearray(head + room)
-        try:
-            fcntl.ioctl(fd, _FIEMAP, request)
-        except OSError:
-            return None
+        fcntl.ioctl(fd, _FIEMAP, request)
         count = _FIEMAP_HEAD.unpack_from(request)[3]
         if not count:
-            return tuple(found)
+            return
         for index in range(count):
             at = _FIEMAP_HEAD.size + index * _FIEMAP_EXTENT.size
             logical, physical, length, _, _, flags, *_ = _FIEMAP_EXTENT.unpack_from(request, at)
-            if flags & _EXTENT_UNKNOWN:
-                return None
-            found.append((logical, physical, length))
+            yield logical, physical, length, flags
             if flags & _EXTENT_LAST:
-                return tuple(found)
-        start = found[-1][0] + found[-1][2]
+                return
+            start = logical + length

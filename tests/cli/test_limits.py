@@ -130,3 +130,38 @@ def test_a_limit_that_a_newer_dedupfs_has_set_is_not_ignored(
     run("limit", store_path, "none")
     run("limit", store_path, "none", "--view", "job")
     run("import", store_path, data)
+
+
+def test_a_dedupe_leaves_alone_what_the_limit_leaves_no_room_for(
+    run: Run, store_path: Path, tmp_path: Path
+) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for name, seed in (("a1", 1), ("a2", 1), ("b1", 2), ("b2", 2)):
+        (copies / name).write_bytes(random.Random(seed).randbytes(MIB))
+    run("limit", store_path, "1500KiB")
+    report = run("dedupe", store_path, copies, "--link", "hardlink", "--json").json
+    assert report["replaced"] == 1
+    assert [problem["path"] for problem in report["problems"]] == ["b1"]
+    assert "the store's limit" in report["problems"][0]["message"]
+    assert (copies / "b1").stat().st_mode & 0o200
+    run("limit", store_path, "none")
+    assert run("dedupe", store_path, copies, "--json").json["replaced"] == 1
+    run("dedupe", "--undo", store_path, copies)
+    run("check", store_path)
+
+
+def test_a_checkout_does_not_put_files_together_beyond_the_limit(
+    run: Run, store_path: Path, large: Path, tmp_path: Path
+) -> None:
+    run("import", store_path, large, "one")
+    run("limit", store_path, "5MiB")
+    out = tmp_path / "out"
+    arguments = ("checkout", store_path, "one", out, "--link", "symlink", "--link-min", "1MiB")
+    assert "the store's limit" in run(*arguments, code=5).err
+    run("limit", store_path, "8MiB")
+    run(*arguments)
+    assert (out / "one").is_symlink()
+    assert (out / "one").read_bytes() == (large / "one").read_bytes()
+    run("checkout", "verify", out, "--full")
+    run("check", store_path)
