@@ -23,6 +23,8 @@ DEDUPE = "dedupfs.cli.dedupe"
 CHECKPOINTS = "dedupfs.cli.checkpoints"
 LIMITS = "dedupfs.cli.limits"
 TOP = "dedupfs.cli.top"
+STATUS = "dedupfs.cli.status"
+METRICS = "dedupfs.cli.metrics"
 CHECKOUTS = "dedupfs.cli.checkouts"
 VOLUMES = "dedupfs.cli.volumes"
 
@@ -40,7 +42,9 @@ SECTIONS: dict[str, Section] = {
         "umount": (MOUNTS, "Unmount and wait until all is put away."),
         "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
         "view": (MOUNTS, "List, compare and remove the views of a store."),
+        "status": (STATUS, "Show who has what mounted since when."),
         "top": (TOP, "Show what mounts are doing."),
+        "metrics": (METRICS, "Print the numbers of stores and mounts for Prometheus."),
         "volume-plugin": (VOLUMES, "Give views to Docker or Podman as volumes."),
     },
     "Snapshots": {

@@ -32,6 +32,7 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 @click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own, for good.")
 @click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
 @click.option("--no-auto-gc", is_flag=True, help="Leave others' garbage alone on a full disk, too.")
+@click.option("--metrics", metavar="[ADDRESS:]PORT", help="Answer Prometheus there.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
 def mount(
@@ -44,6 +45,7 @@ def mount(
     limit: str | None,
     no_writeback: bool,
     no_auto_gc: bool,
+    metrics: str | None,
     foreground: bool,
     allow_other: bool,
 ) -> None:
@@ -72,6 +74,7 @@ def mount(
         cached_writes=not no_writeback,
         limit_bytes=None if limit is None else output.parse_size(limit),
         auto_gc=not no_auto_gc,
+        metrics=metrics or "",
     )
     if foreground:
         body(_tell_service_manager)
@@ -93,6 +96,7 @@ def _serve(
     cached_writes: bool,
     limit_bytes: int | None,
     auto_gc: bool,
+    metrics: str,
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
@@ -112,7 +116,11 @@ def _serve(
         limit_bytes,
         auto_gc,
         supervisor=os.getpid(),
+        metrics=metrics,
+        since_ns=time.time_ns(),
     )
+    if metrics:
+        upgrade.import_metrics()
     if foreground:
         os.chdir("/")  # a working directory below the mount would wait for ourselves
         background.log_to_stderr()

@@ -6,7 +6,6 @@ numbers mean: docs/cli.md.
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import output
+from dedupfs.cli.watching import mounted_stores
 from dedupfs.errors import DedupfsError, StoreError, UsageError
 from dedupfs.namespace import live
 
@@ -109,7 +109,7 @@ def _documents(stores: tuple[Path, ...], interval_s: float) -> Iterator[Found]:
 
 def _samples(stores: tuple[Path, ...]) -> dict[tuple[Path, str], Sample]:
     found: dict[tuple[Path, str], Sample] = {}
-    for store in stores or _mounted_stores():
+    for store in stores or mounted_stores():
         for daemon in _daemons(store):
             sample = _sample(store, daemon)
             if sample is not None:
@@ -138,16 +138,6 @@ def _sample(store: Path, daemon: live.Daemon) -> Sample | None:
             return None
         problem = str(exc)
     return Sample(store, daemon.running, time.monotonic(), counted, problem)
-
-
-def _mounted_stores() -> list[Path]:
-    """Return the stores behind this machine's mounts that this user may ask."""
-    from dedupfs.fuse import mountpoints
-
-    sources = {Path(mount.source) for mount in mountpoints.read_mounts() if mount.is_ours}
-    return sorted(
-        source for source in sources if os.access(source / live.RUN_DIRECTORY, os.R_OK | os.X_OK)
-    )
 
 
 def _rates(sample: Sample, before: Sample | None) -> Rates | None:
@@ -187,6 +177,7 @@ def _json(found: Found) -> dict[str, output.Json]:
                 "requests_total": counted.requests if counted else None,
                 "totals": counted.totals if counted else None,
                 "gauges": counted.gauges if counted else None,
+                "errors_total": counted.errors if counted else None,
                 "seconds": round(rates.seconds, 3) if rates else None,
                 "requests_per_second": _rounded(rates.requests) if rates else None,
                 "per_second": _rounded(rates.totals) if rates else None,

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +19,7 @@ import click
 import msgspec
 
 from dedupfs.cli import background
-from dedupfs.errors import UsageError
+from dedupfs.errors import MountError, UsageError
 from dedupfs.fuse import server
 from dedupfs.fuse.relay import Baton
 from dedupfs.fuse.supervisor import supervise
@@ -94,10 +95,27 @@ def go_on(probe: int | None) -> None:
     order = msgspec.msgpack.decode(base64.b64decode(encoded), type=_Order)
     logging.getLogger().setLevel(order.log_level)
     background.log_to_stderr()
+    if order.options.metrics:
+        with suppress(MountError):  # not installed any more: daemons say so
+            import_metrics()
     for fd in order.baton.fds.values():
         os.set_inheritable(fd, False)
     mount = SupervisedMount(Path(order.store_path), Path(order.mountpoint), order.options)
     supervise(mount.serve, lambda: None, mount, order.baton)
+
+
+def import_metrics() -> None:
+    """Import what answers Prometheus, once for all daemons.
+
+    Raises:
+        MountError: it is not installed.
+    """
+    try:
+        import dedupfs.fuse.scraping  # noqa: F401
+    except ImportError as exc:
+        raise MountError(
+            f"--metrics needs prometheus-client: pip install 'dedupfs[metrics]' ({exc})"
+        ) from exc
 
 
 COMMANDS: list[click.Command] = [go_on]

@@ -55,7 +55,7 @@ class ControlServer:
                     slots = trio.Semaphore(_CONNECTIONS_MAX)
                     while True:
                         await slots.acquire()
-                        nursery.start_soon(self._serve, await _accept(listener), slots)
+                        nursery.start_soon(self._serve, await accept(listener), slots)
             finally:
                 self.socket_path.unlink(missing_ok=True)
 
@@ -140,7 +140,7 @@ def _listening(path: Path) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(listener)
 
 
-async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+async def accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
     """Return the next connection; whatever happens to one of them, the mount goes on."""
     told = False
     while True:

@@ -5,11 +5,13 @@ and nothing is computed before it is asked for. Knows no request. What they are 
 mean: docs/cli.md, "top".
 """
 
+import errno
 import resource
 import time
 from pathlib import Path
 
 from dedupfs.fuse.operations import Operations
+from dedupfs.fuse.reply import Tally
 from dedupfs.namespace import live
 from dedupfs.namespace.view import View
 
@@ -28,18 +30,21 @@ class Counting:
     def tell(self) -> live.Counted:
         """Return all counters and gauges as they are now."""
         operations = self.operations
-        requests = {} if operations is None else dict(operations.requests)
-        totals = {} if operations is None else dict(operations.totals)
+        tally = operations or Tally(())
         used = resource.getrusage(resource.RUSAGE_SELF)
         return live.Counted(
             since_ns=self._since_ns,
-            requests=requests,
+            requests=dict(tally.requests),
             totals={
-                **totals,
+                **tally.totals,
                 **self._view.totals(),
                 "cpu_us": int((used.ru_utime + used.ru_stime) * 1e6),
             },
             gauges={**self._view.gauges(), "memory_bytes": _memory_bytes()},
+            errors={
+                errno.errorcode.get(code, str(code)): count for code, count in tally.errors.items()
+            },
+            timed={operation: cells.copy() for operation, cells in tally.timed.items()},
         )
 
 

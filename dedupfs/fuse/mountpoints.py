@@ -8,7 +8,9 @@ import ctypes
 import errno
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ FS_TYPE = f"fuse.{SUBTYPE}"
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # space, tab, newline and backslash in mountinfo
+_USER = re.compile(r"(?:^|,)user_id=(\d+)(?:,|$)")
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _CONNECTION_LOST = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -32,12 +35,16 @@ class MountBusyError(MountError):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the mount table. ``device`` is ``major:minor`` of ``st_dev``."""
+    """One line of the mount table.
+
+    ``device`` is ``major:minor`` of ``st_dev``; ``user`` is who mounted it, if it is FUSE's.
+    """
 
     device: str
     mountpoint: Path
     fs_type: str
     source: str
+    user: int | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -86,6 +93,32 @@ def is_stale(mount: Mount) -> bool:
     except OSError as exc:
         return exc.errno in _CONNECTION_LOST
     return False
+
+
+def answers_within(mount: Mount, seconds: float) -> bool | None:
+    """Whether a mount's file system answers, dead or alive as ``is_stale`` says; None: not in time.
+
+    Asks in a process of its own, which is killed if it waits too long: this one may hang nowhere.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = int(is_stale(mount))
+        finally:
+            os._exit(code)
+    handle = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        ended = bool(poll.poll(seconds * 1000))
+        if not ended:
+            os.kill(pid, signal.SIGKILL)  # the kernel lets go of who waits for FUSE: fuse(4)
+        _pid, status = os.waitpid(pid, 0)
+    finally:
+        os.close(handle)
+    code = os.waitstatus_to_exitcode(status)
+    return {0: True, 1: False}.get(code) if ended else None
 
 
 def clear_stale(mountpoint: Path) -> int:
@@ -179,8 +212,10 @@ def _parse(line: str) -> Mount:
     """Parse ``id parent major:minor root mount-point options fields... - type source options``."""
     left, _, right = line.partition(" - ")
     fields = left.split(" ")
-    fs_type, source, *_super_options = right.split(" ")
-    return Mount(fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source))
+    fs_type, source, *super_options = right.split(" ")
+    user = _USER.search(super_options[-1]) if super_options else None
+    uid = None if user is None else int(user[1])
+    return Mount(fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source), uid)
 
 
 def _unescape(field: str) -> str:

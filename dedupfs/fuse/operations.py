@@ -11,23 +11,14 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar, cast
 
 import pyfuse3
 import trio
 
 from dedupfs.chunking import Buffer
-from dedupfs.errors import (
-    DedupfsError,
-    FileLimitError,
-    NamespaceError,
-    NoAttributeError,
-    NotFoundError,
-    QuotaError,
-    StoreError,
-    StoreFullError,
-)
+from dedupfs.errors import NoAttributeError, NotFoundError, StoreError, StoreFullError
 from dedupfs.fuse import repeats
 from dedupfs.fuse.attrs import (
     FOREVER_S,
@@ -39,94 +30,21 @@ from dedupfs.fuse.attrs import (
     to_statvfs,
 )
 from dedupfs.fuse.handshake import Unanswered
+from dedupfs.fuse.reply import Tally, reply, reply_later, traced
 from dedupfs.namespace.cloning import CLONE
 from dedupfs.namespace.handles import SyncPlan
 from dedupfs.namespace.view import Caller, View
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def reply(handler: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Answer the kernel with an errno whenever ``handler`` fails.
-
-    pyfuse3 catches nothing but FUSEError: any other exception would end the whole mount.
-    """
-
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def answered(*args: Any) -> R:
-        args[0].requests[name] += 1
-        try:
-            return handler(*args)  # type: ignore[call-arg]
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as exc:
-            raise _failure(name, args, exc) from exc
-
-    return cast(Callable[P, Coroutine[Any, Any, R]], answered)
-
-
-def reply_later(
-    handler: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Do as ``reply`` does for a handler that may have to wait."""
-
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def answered(*args: P.args, **kwargs: P.kwargs) -> R:
-        cast(Any, args[0]).requests[name] += 1
-        try:
-            return await handler(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as exc:
-            raise _failure(name, args, exc) from exc
-
-    return answered
-
-
-def _failure(op: str, args: tuple[object, ...], exc: Exception) -> pyfuse3.FUSEError:
-    """Return the answer to a request that failed with ``exc``, and log what must be known."""
-    cast(Any, args[0]).totals["failed_requests"] += 1
-    # Ordinary, or the caller's alone; a limit is logged by who keeps it, once.
-    if isinstance(exc, NamespaceError | FileLimitError | QuotaError):
-        return pyfuse3.FUSEError(exc.errno)
-    if isinstance(exc, StoreFullError):  # the caller is told, and every caller after it
-        log.info("disk full op=%s: %s", op, exc)
-        return pyfuse3.FUSEError(exc.errno)
-    if isinstance(exc, DedupfsError):
-        log.error("request failed op=%s errno=%d: %s", op, exc.errno, exc)
-        return pyfuse3.FUSEError(exc.errno)
-    log.critical("bug op=%s args=%r", op, args[1:], exc_info=exc)
-    return pyfuse3.FUSEError(errno.EIO)
-
-
-def traced(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Log every call of ``handler``; wrapped around it only when somebody wants to see that."""
-
-    @functools.wraps(handler)
-    async def told(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            answer = await handler(*args, **kwargs)
-        except pyfuse3.FUSEError as exc:
-            log.debug("%s%.200r errno=%d", handler.__name__, args, exc.errno)
-            raise
-        log.debug("%s%.200r", handler.__name__, args)
-        return answer
-
-    return told
 
 
 async def _nowhere() -> bool:
     return False
 
 
-class Operations(pyfuse3.Operations):
+class Operations(Tally, pyfuse3.Operations):
     """One view behind one mount.
 
     A write is in the view's journal, or in a staging file, when its request is answered. Whether
@@ -149,13 +67,11 @@ class Operations(pyfuse3.Operations):
 
         ``make_room``: tries to free something on a full disk; says whether to try again.
         """
-        super().__init__()
+        super().__init__(_HANDLERS)
         self.done = {repeats.looks(request) for request in done}
         self.begin = view.begin_request
         self.answered = view.ledger.end
         """The last request that was dealt with without an await has its answer."""
-        self.requests = dict.fromkeys(_HANDLERS, 0)
-        self.totals = {"read_bytes": 0, "written_bytes": 0, "waited_reads": 0, "failed_requests": 0}
         self._view = view
         self._make_room = make_room or _nowhere
         view.makes_room_later = make_room is not None

@@ -11,11 +11,13 @@ the mount stays as it is: an empty directory in its place would look like delete
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from dedupfs.errors import DedupfsError, MountError
@@ -58,6 +60,10 @@ class MountOptions:
     """Look for what others left to be freed when the disk runs low."""
     supervisor: int = 0
     """Process that starts another daemon when this one dies; 0: there is none."""
+    metrics: str = ""
+    """Where to answer Prometheus, ``ADDRESS:PORT``; empty: nowhere."""
+    since_ns: int = 0
+    """When it was mounted."""
 
     @property
     def stem(self) -> str:
@@ -220,11 +226,22 @@ class LiveMount:
         self._housekeeper = Housekeeper(view, self._quiet, auto_gc=options.auto_gc)
         self._counting = Counting(view)
         self._session: Session | None = None
+        self._running = live.Running(
+            pid=os.getpid(),
+            view="" if options.read_only else view.name,
+            mountpoint=os.fspath(mountpoint),
+            read_only=options.read_only,
+            supervisor=options.supervisor,
+            snapshot=options.snapshot or "",
+            ephemeral=options.ephemeral,
+            since_ns=options.since_ns or time.time_ns(),
+        )
 
     async def run(self) -> None:
         """Mount, serve until the mount is gone, and leave nothing running."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
+            self._answer_prometheus(nursery)
             await nursery.start(self._control().run)
             session = self._session = self._mount()
             try:
@@ -232,6 +249,27 @@ class LiveMount:
             finally:
                 session.close()
             nursery.cancel_scope.cancel()
+
+    def _answer_prometheus(self, nursery: trio.Nursery) -> None:
+        """Bind before anything is mounted, so that who mounts hears of it if that fails.
+
+        A mount that is there already is worth more than its numbers.
+        """
+        if not self._options.metrics:
+            return
+        store = os.fspath(self._store_path)
+        try:
+            from dedupfs.fuse.scraping import Prometheus  # noqa: PLC0415 - what few mounts need
+
+            told = Prometheus(self._options.metrics, store, self._running, self._counting.tell)
+        except (DedupfsError, ImportError) as exc:  # after an upgrade it may be gone
+            if self._lost is None:
+                raise
+            log.error("going on without metrics: %s", exc)
+            return
+        self._running = msgspec.structs.replace(self._running, metrics=told.address)
+        log.info("metrics address=%s", told.address)
+        nursery.start_soon(told.run)
 
     def _mount(self) -> Session:
         if self._lost is not None:
@@ -282,17 +320,10 @@ class LiveMount:
             nursery.cancel_scope.cancel()
 
     def _control(self) -> ControlServer:
-        running = live.Running(
-            pid=os.getpid(),
-            view="" if self._options.read_only else self._view.name,
-            mountpoint=os.fspath(self._mountpoint),
-            read_only=self._options.read_only,
-            supervisor=self._options.supervisor,
-        )
         name = self._options.stem + live.SOCKET_SUFFIX
         path = self._store_path / live.RUN_DIRECTORY / name
         return ControlServer(
-            path, running, self._housekeeper, self._stopping.set, self._counting.tell
+            path, self._running, self._housekeeper, self._stopping.set, self._counting.tell
         )
 
     async def _watch_signals(

@@ -34,6 +34,11 @@ LISTENING_TIMEOUT_S = 1.0
 _STEM_CHARACTERS_MAX = 64  # with "/proc/self/fd/N/" before it a path fits into sockaddr_un
 _ANONYMOUS = re.compile(r"mount-(\d+)")
 _LINE_BYTES_MAX = 1 << 20
+LATENCY_BOUNDS_US = (
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    1_000_000, 2_500_000, 10_000_000,
+)  # fmt: skip
+"""Upper bounds, inclusive, between which ``Counted.timed`` counts."""
 
 
 class Commit(msgspec.Struct, frozen=True, tag="commit"):
@@ -84,6 +89,12 @@ class Running(msgspec.Struct, frozen=True, tag="running"):
     read_only: bool
     supervisor: int = 0
     """The process that starts another daemon if this one dies, 0 if there is none."""
+    snapshot: str = ""
+    ephemeral: bool = False
+    since_ns: int = 0
+    """When it was mounted, whichever daemon serves it now; 0: that was told to nobody."""
+    metrics: str = ""
+    """The address at which it answers Prometheus, if it does."""
 
 
 class Counted(msgspec.Struct, frozen=True, tag="counted"):
@@ -98,6 +109,11 @@ class Counted(msgspec.Struct, frozen=True, tag="counted"):
     requests: dict[str, int]
     totals: dict[str, int]
     gauges: dict[str, int]
+    errors: dict[str, int] = {}
+    """Failed requests by the name of their errno."""
+    timed: dict[str, list[int]] = {}
+    """Of some requests of each operation: how many nanoseconds they took in all, then a count for
+    each of LATENCY_BOUNDS_US and for what took longer."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

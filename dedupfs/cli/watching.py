@@ -1,0 +1,149 @@
+"""What is mounted: the mount table and the daemons that answer, put together.
+
+Asks over the control sockets and never hangs: who does not answer in time is called silent. Knows
+no store and no command.
+"""
+
+import enum
+import os
+import pwd
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dedupfs.errors import DedupfsError, StoreBusyError
+from dedupfs.fuse import mountpoints
+from dedupfs.namespace import live
+
+ANSWER_S = 5.0
+
+
+class State(enum.Enum):
+    """What became of a mount. HIDDEN: it answers, but its daemon may not be asked by this user.
+    ELSEWHERE: a daemon answers for a mount that is not in this process's table."""
+
+    LIVE = "live"
+    DEAD = "dead"
+    SILENT = "silent"
+    HIDDEN = "hidden"
+    ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """One mount, or a daemon whose mount is in another namespace.
+
+    ``running`` None: no daemon answered. ``socket_path``: where it did.
+    """
+
+    store: Path
+    mountpoint: Path
+    user: int | None
+    state: State
+    running: live.Running | None = None
+    socket_path: Path | None = None
+
+    @property
+    def advice(self) -> str:
+        """What to do about it; empty when all is well."""
+        match self.state:
+            case State.DEAD:
+                return (
+                    "its daemon and supervisor are gone: 'dedupfs umount "
+                    f"{self.mountpoint}' takes the mount away, and so does mounting there again"
+                )
+            case State.SILENT:
+                return (
+                    f"no answer within {ANSWER_S:.0f} seconds: a daemon takes over, or its disk "
+                    f"hangs; the log in {self.store / live.RUN_DIRECTORY} may say more"
+                )
+            case _:
+                return ""
+
+
+def user_name(uid: int | None) -> str:
+    """Return a user's name, or the number of one that has none."""
+    if uid is None:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def mounted_stores() -> list[Path]:
+    """Return the stores behind this machine's mounts that this user may ask."""
+    sources = {Path(mount.source) for mount in mountpoints.read_mounts() if mount.is_ours}
+    return sorted(source for source in sources if _may_ask(source))
+
+
+def _may_ask(store: Path) -> bool:
+    return os.access(store / live.RUN_DIRECTORY, os.R_OK | os.X_OK)
+
+
+def find_mounted(stores: Iterable[Path]) -> list[Mounted]:
+    """Return the mounts of these stores, or of all that are mounted here, with who serves them."""
+    wanted = {Path(os.path.abspath(store)) for store in stores}
+    mounts = [
+        mount
+        for mount in mountpoints.read_mounts()
+        if mount.is_ours and (not wanted or Path(mount.source) in wanted)
+    ]
+    found: list[Mounted] = []
+    for store in sorted(wanted or {Path(mount.source) for mount in mounts}):
+        here = [mount for mount in mounts if Path(mount.source) == store]
+        found += _of_store(store, here)
+    return found
+
+
+def _of_store(store: Path, mounts: list[mountpoints.Mount]) -> Iterator[Mounted]:
+    answered, silent = _ask_all(store)
+    for mount in sorted(mounts, key=lambda mount: mount.mountpoint):
+        daemon = answered.pop(os.fspath(mount.mountpoint), None)
+        state = State.LIVE
+        if daemon is None:
+            state = _state_of(mount)
+            if state is State.LIVE:  # after a moment in which another daemon took over, perhaps
+                daemon = _ask_all(store)[0].get(os.fspath(mount.mountpoint))
+            if state is State.LIVE and daemon is None:
+                state = State.SILENT if silent or _may_ask(store) else State.HIDDEN
+        yield _mounted(store, mount.mountpoint, mount.user, state, daemon)
+    for daemon in answered.values():
+        where = Path(daemon.running.mountpoint)
+        yield _mounted(store, where, None, State.ELSEWHERE, daemon)
+
+
+def _mounted(
+    store: Path, mountpoint: Path, user: int | None, state: State, daemon: live.Daemon | None
+) -> Mounted:
+    running = daemon.running if daemon else None
+    return Mounted(store, mountpoint, user, state, running, daemon.socket_path if daemon else None)
+
+
+def _ask_all(store: Path) -> tuple[dict[str, live.Daemon], bool]:
+    """Return the daemons by mount point, and whether one did not answer in time."""
+    answered: dict[str, live.Daemon] = {}
+    silent = False
+    try:
+        paths = sorted((store / live.RUN_DIRECTORY).glob(f"*{live.SOCKET_SUFFIX}"))
+    except OSError:  # another user's
+        return answered, silent
+    for path in paths:
+        try:
+            reply = live.ask(path, live.Status(), timeout_s=ANSWER_S)
+        except StoreBusyError:
+            silent = True
+        except (DedupfsError, OSError):  # a dead one's
+            continue
+        else:
+            if isinstance(reply, live.Running):
+                answered[reply.mountpoint] = live.Daemon(path, reply)
+    return answered, silent
+
+
+def _state_of(mount: mountpoints.Mount) -> State:
+    """Find out about a mount whose daemon did not answer, or could not be asked."""
+    answers = mountpoints.answers_within(mount, ANSWER_S)
+    if answers is None:
+        return State.SILENT
+    return State.LIVE if answers else State.DEAD

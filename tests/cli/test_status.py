@@ -1,0 +1,141 @@
+"""status: who has what mounted, and what to do about what is dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dedupfs.namespace import live
+from tests.cli.conftest import Run
+from tests.fuse.harness import REPOSITORY, Daemons
+
+pytest.importorskip("pyfuse3")
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    found = Daemons(tmp_path)
+    yield found
+    found.end_all()
+
+
+def look(run: Run, *words: object, code: int = 0) -> Any:
+    return run("status", *words, "--json", code=code).json
+
+
+@pytest.mark.fuse
+def test_each_mount_is_told_with_what_it_shows(run: Run, daemons: Daemons) -> None:
+    began_ns = time.time_ns()
+    first = daemons.start("a")
+    (first.path / "x").touch()
+    run("commit", first.store, "snap")
+    daemons.start("b", view="job", snapshot="snap")
+    daemons.start("c", read_only=True)
+    mounts = {Path(row["mountpoint"]).name: row for row in look(run, first.store)}
+    assert {name: row["state"] for name, row in mounts.items()} == dict.fromkeys("abc", "live")
+    assert mounts["a"]["view"] == "default"
+    assert mounts["a"]["snapshot"] is None
+    assert mounts["a"]["pid"] == first.process.pid
+    assert began_ns <= mounts["a"]["since_ns"] <= time.time_ns()
+    assert mounts["a"]["uid"] == os.geteuid()
+    assert (mounts["b"]["view"], mounts["b"]["snapshot"]) == ("job", "snap")
+    assert mounts["c"]["read_only"] is True
+    text = run("status", first.store).out
+    assert "job of snap" in text
+    assert "(read-only)" in text
+    everywhere = look(run, code=run("status").code)
+    assert {row["mountpoint"] for row in mounts.values()} <= {
+        row["mountpoint"] for row in everywhere
+    }
+
+
+@pytest.mark.fuse
+def test_a_dead_mount_is_named_with_what_to_do(run: Run, daemons: Daemons) -> None:
+    dead, alive = daemons.start("dead", view="dead"), daemons.start("alive", view="alive")
+    dead.kill()
+    ran = run("status", dead.store, "--json", code=1)
+    states = {Path(row["mountpoint"]).name: row["state"] for row in ran.json}
+    assert states == {"dead": "dead", "alive": "live"}
+    assert f"dedupfs umount {dead.path}" in ran.err
+    run("umount", dead.path)
+    (row,) = look(run, dead.store)
+    assert row["mountpoint"] == str(alive.path)
+
+
+@pytest.mark.fuse
+def test_a_daemon_that_hangs_is_told_and_nobody_hangs_with_it(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    from dedupfs.cli import watching
+
+    monkeypatch.setattr(watching, "ANSWER_S", 0.2)
+    mounted = daemons.start()
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        (row,) = look(run, mounted.store, code=1)
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+    assert row["state"] == "silent"
+    assert "no answer" in row["advice"]
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+def test_a_mount_in_another_namespace_is_elsewhere(run: Run, tmp_path: Path) -> None:
+    store, path = tmp_path / "store", tmp_path / "mnt"
+    path.mkdir()
+    run("init", store)
+    command = [sys.executable, "-m", "dedupfs", "mount", "--foreground", str(store), str(path)]
+    inside = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", *command],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert inside.stderr is not None
+        for line in inside.stderr:
+            if b"mounted" in line:
+                break
+        (row,) = look(run, store)
+        assert (row["state"], row["mountpoint"]) == ("elsewhere", str(path))
+        assert row["user"] is None
+    finally:
+        inside.terminate()
+        inside.communicate(timeout=60)
+    assert inside.returncode == 0
+    run("check", store)
+
+
+def test_nothing_is_mounted_and_what_is_no_store_is_refused(run: Run, store_path: Path) -> None:
+    assert run("status", store_path).out == "nothing is mounted\n"
+    assert look(run, store_path) == []
+    run("status", store_path / "nowhere", code=2)
+
+
+def test_an_older_daemon_that_tells_less_is_shown(run: Run, store_path: Path) -> None:
+    """The answer has none of the fields that came after version 0.1."""
+    path = store_path / "run" / "view-old.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        with live.short_address(path) as address:
+            listener.bind(address)
+        listener.listen()
+        old = b'{"type":"running","pid":1,"view":"old","mountpoint":"/old","read_only":false}\n'
+        reader = os.fork()
+        if reader == 0:
+            connection, _ = listener.accept()
+            connection.recv(4096)
+            connection.sendall(old)
+            os._exit(0)
+        (row,) = look(run, store_path)
+        os.waitpid(reader, 0)
+    path.unlink()
+    assert (row["view"], row["since_ns"], row["state"]) == ("old", None, "elsewhere")
