@@ -87,6 +87,7 @@ class File:
     """
 
     __slots__ = ("fd", "path")
+    _close = staticmethod(os.close)  # one may outlive this module's names, when a program ends
 
     def __init__(self, fd: int, path: Path) -> None:
         self.fd = fd
@@ -96,8 +97,10 @@ class File:
         """Close the descriptor now, which also gives its lock back."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
+            try:  # noqa: SIM105 - suppress is one of those names
+                self._close(fd)
+            except OSError:
+                pass
 
     def __del__(self) -> None:
         self.close()

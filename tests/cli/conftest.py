@@ -66,6 +66,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command and return what it did; it must say at most one line when it fails."""
 
     def run_command(*arguments: object, code: int = 0) -> Ran:
+        # It would go on in a fork of this process, and never be heard of through capfd.
+        assert "mount" not in arguments[:1], "start mount as a process (see test_mount_cli.py)"
         capfd.readouterr()
         actual = main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()

@@ -192,3 +192,16 @@ def test_advice_about_what_is_written_changes_no_byte(tmp_path: Path) -> None:
     DISK.drop_cached(file, 1000, 900_000)
     DISK.drop_cached(file, 1 << 40, 2 << 40)  # behind the end
     assert DISK.pread(file, len(data) + 1, 0) == data
+
+
+def test_a_file_that_outlives_the_program_says_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dedupfs.store import disk\n"
+        "sys.alive = [os, disk]  # whose names go one module after the other, disk's first\n"
+        "os.kept = disk.RealDisk().open(Path(sys.argv[1]), write=True, create=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stderr == ""
