@@ -10,7 +10,6 @@ store sound; and doing it again must end it.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,8 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store, Table
 from tests.checkout.places import SETTINGS, check_out, remove, sound, update
 from tests.conftest import Scale
-from tests.fakes import Crashed, FaultyDisk
 from tests.maintenance.samples import import_directory, lose_index, noise
+from tests.transfer.test_crash import crash_in
 
 pytestmark = pytest.mark.unmeasured
 
@@ -56,24 +55,6 @@ def move_it(store: Store, directory: Path) -> None:
 def end_it(store: Store, directory: Path) -> None:
     remove(store, directory)
     collect(store)
-
-
-def crash_in(work: Work, path: Path, directory: Path, crash_at: int, loss: str) -> bool:
-    disk = FaultyDisk(crash_at=crash_at)
-    store = Store.open(path, disk=disk)
-    stopped = False
-    try:
-        work(store, directory)
-    except Crashed:
-        stopped = True
-    finally:
-        disk.crash()
-        store.db.close()
-    if loss == "all":
-        disk.lose_unsynced()
-    elif loss == "some":
-        disk.lose_unsynced(random.Random(crash_at))
-    return stopped
 
 
 def judge_files(directory: Path, sources: list[Path]) -> int:

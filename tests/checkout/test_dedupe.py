@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from dedupfs.store import Store
 from dedupfs.transfer.export import export_tree
 from dedupfs.transfer.ingest import IngestOptions, ingest_tree
 from dedupfs.transfer.report import Progress
+from tests.checkout.conftest import loop_image
 from tests.checkout.deduped import (
     COPIES,
     SIZE,
@@ -37,20 +37,6 @@ from tests.transfer.trees import make_store, noise
 
 LINKS = ["hardlink", "symlink"]
 IS_ROOT = os.geteuid() == 0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with make_store(tmp_path / "store") as opened:
-        yield opened
-        require_sound(opened)
-
-
-@pytest.fixture
-def ckpts(tmp_path: Path) -> Path:
-    directory = tmp_path / "ckpts"
-    directory.mkdir()
-    return directory
 
 
 def messages(problems: list[object]) -> str:
@@ -257,14 +243,9 @@ def test_the_store_is_not_deduped_into_itself(store: Store, tmp_path: Path) -> N
 
 @pytest.fixture
 def xfs(tmp_path: Path) -> Iterator[Path]:
-    image, mounted = tmp_path / "xfs.img", tmp_path / "xfs"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(400 << 20)
-    subprocess.run(["mkfs.xfs", "-q", image], check=True, timeout=60)
-    subprocess.run(["mount", "-o", "loop", image, mounted], check=True, timeout=60)
-    yield mounted
-    subprocess.run(["umount", mounted], check=True, timeout=60)
+    """A file system of its own: what is free in it is counted."""
+    with loop_image(tmp_path, "xfs", 400 << 20) as top:
+        yield top
 
 
 @pytest.mark.root

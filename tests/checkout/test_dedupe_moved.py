@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,20 +30,6 @@ from tests.checkout.deduped import contents_of, make_copies, options, require_so
 from tests.transfer.trees import make_store, noise
 
 LINKS = ["hardlink", "symlink"]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with make_store(tmp_path / "store") as opened:
-        yield opened
-        require_sound(opened)
-
-
-@pytest.fixture
-def ckpts(tmp_path: Path) -> Path:
-    directory = tmp_path / "ckpts"
-    directory.mkdir()
-    return directory
 
 
 def values(contents: dict[str, str]) -> list[str]:

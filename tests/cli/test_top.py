@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import select
 import signal
 import subprocess
@@ -40,7 +41,7 @@ def look(run: Run, store: Path) -> Any:
 @pytest.mark.fuse
 def test_numbers_grow_by_what_was_done(run: Run, mounted: Mounted) -> None:
     before = look(run, mounted.store)
-    data = os.urandom(FILE_BYTES)
+    data = random.Random("top").randbytes(FILE_BYTES)
     for name in ("a", "b"):
         (mounted.path / name).write_bytes(data)
     with (mounted.path / "a").open("rb") as file:

@@ -21,7 +21,6 @@ from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import GcOptions, GcReport, collect, forecast
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.maintenance.scrub import scrub
-from dedupfs.maintenance.usage import disk_usage
 from dedupfs.model import PackKind, RecordKind
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.recipe import Piece
@@ -42,6 +41,7 @@ from tests.maintenance.samples import (
     rows,
 )
 from tests.maintenance.test_crash import crash
+from tests.maintenance.test_gc import packs_bytes
 
 ALL = GcOptions(gain_bytes_min=1)
 FILES = 40
@@ -70,10 +70,6 @@ def sparse_store(path: Path, source: Path, *, verbatim: bool = True) -> Content:
 def expected(path: Path, tmp_path: Path) -> Content:
     """A closed sparse store; what it holds."""
     return sparse_store(path, tmp_path / "source")
-
-
-def packs_bytes(store: Store) -> int:
-    return disk_usage(store.layout.packs).disk_bytes
 
 
 def live_bytes(store: Store) -> int:

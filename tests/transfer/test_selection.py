@@ -27,6 +27,7 @@ from dedupfs.transfer.scan import scan
 from dedupfs.transfer.selection import CACHE_SIGNATURE, Listed, Selection, Selector
 from dedupfs.transfer.sources import KnownListings, child_key
 from tests.conftest import Scale
+from tests.transfer.test_ingest import root_of
 from tests.transfer.test_unchanged import Changes, tree_of
 from tests.transfer.test_unchanged import make as make_known
 from tests.transfer.trees import TRUSTING
@@ -123,11 +124,6 @@ def imported(
     options = IngestOptions(racy_ns=TRUSTING.racy_ns, reread=reread, selection=selection)
     report = ingest_tree(store, top, name, options=options)
     return report, list(entries_below(TreeReader(store), root_of(report)))
-
-
-def root_of(report: IngestReport) -> TreeEntry:
-    assert report.snapshot is not None
-    return report.snapshot.root
 
 
 def taken(store: Store, top: Path, name: str, selection: Selection) -> list[str]:

@@ -109,7 +109,7 @@ class Changes:
         kind = self._chance.choice(["same size", "append", "mode", "xattr", "times", "unlink"])
         status = file.stat()
         if kind == "same size":
-            file.write_bytes(os.urandom(status.st_size))
+            file.write_bytes(self._chance.randbytes(status.st_size))
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
         elif kind == "append":
             with file.open("ab") as opened:
