@@ -22,7 +22,7 @@ from dedupfs.format.keys import decode_count, split_pin_key
 from dedupfs.model import NAME_BYTES_MAX, RecordId
 from dedupfs.namespace.fold import Folder
 from dedupfs.namespace.room import Room
-from dedupfs.namespace.rows import ViewRow, view_owner_key
+from dedupfs.namespace.rows import ViewRow, decode_view_row, view_owner_key
 from dedupfs.namespace.views import view_directory
 from dedupfs.store.held import held_bytes
 from dedupfs.store.limits import StoreLimit, file_bytes, read_limit, store_use, write_limit
@@ -58,10 +58,14 @@ def view_held_bytes(store: Store, row: ViewRow) -> int:
     """Count what records take that only this view holds, as of its last fold. Any thread.
 
     Raises:
-        StoreError: one cannot be read; or it was folded meanwhile, and what it let go of is gone.
+        StoreError: one cannot be read; or the view was folded, or removed, meanwhile.
     """
     owner = view_owner_key(row.view_id)
     with store.reading() as txn:
+        stored = txn.get(Table.VIEWS, row.name.encode())
+        now = decode_view_row(stored) if stored is not None else None
+        if now is None or (now.view_id, now.generation) != (row.view_id, row.generation):
+            raise StoreError(f"view {row.name!r} was folded meanwhile")
         held: Counter[RecordId] = Counter({row.root_id: 1})
         for key, value in txn.scan(Table.PINS, prefix=owner):
             found, record_id = split_pin_key(key)

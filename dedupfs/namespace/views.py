@@ -9,6 +9,7 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,8 @@ LOCK_NAME = "lock"
 GONE_NAME = "gone"
 PROBE_S_MAX = 0.2
 EPHEMERAL_PREFIX = "ephemeral-"
+_NUMBERS_LIMIT = 2000
+"""Rows of inode numbers that one transaction deletes."""
 _LOST = "the index has lost this view"
 
 
@@ -160,13 +163,11 @@ def delete_view(store: Store, name: str) -> None:
     directory = view_directory(store.path, name)
     if row is not None:
         _mark_gone(store, directory)
+        _forget_numbers(store, row)
         with store.transaction() as txn:
             txn.delete(Table.VIEWS, name.encode())
             txn.drop_reference(row.root_id)
             txn.release_pins(view_owner_key(row.view_id))
-            for table in (Table.PLACES, Table.HOMES):
-                for key in [key for key, _ in txn.scan(table, place_prefix(row.view_id))]:
-                    txn.delete(table, key)
     if directory.is_symlink():
         raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
     for left in store.disk.listdir(directory):
@@ -174,6 +175,24 @@ def delete_view(store: Store, name: str) -> None:
             with suppress(StoreError):
                 store.disk.unlink(directory / left)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _forget_numbers(store: Store, row: ViewRow) -> None:
+    """Delete the rows of inode numbers, which may be many, bit by bit: other writers wait.
+
+    Stopped in between, the view is still there, and some of its directories get other numbers.
+    """
+    for table in (Table.PLACES, Table.HOMES):
+        while True:
+            with store.reading() as txn:
+                found = txn.scan(table, place_prefix(row.view_id))
+                keys = [key for key, _ in islice(found, _NUMBERS_LIMIT)]
+            if not keys:
+                break
+            store.db.give_way()
+            with store.transaction() as changes:
+                for key in keys:
+                    changes.delete(table, key)
 
 
 def _mark_gone(store: Store, directory: Path) -> None:

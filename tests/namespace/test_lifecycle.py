@@ -6,15 +6,17 @@ its directory are changed as a crash or a disk would, and it is brought back.
 
 import os
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from dedupfs.errors import CorruptError, StoreBusyError, StoreError, UsageError
+from dedupfs.namespace.rows import encode_home, encode_inode, home_key, place_key, place_prefix
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
-from dedupfs.namespace.views import list_views, remove_view, view_owner
-from dedupfs.store.store import Store
+from dedupfs.namespace.views import find_view, list_views, remove_view, view_owner
+from dedupfs.store.store import Store, Table
 from tests.namespace.conftest import assert_sound, make_small_store
 from tests.namespace.test_catalog_view import names, read_file, write_file
 
@@ -222,4 +224,45 @@ def test_a_new_view_costs_the_same_however_large_its_base_is(tmp_path: Path) -> 
             grown[name] = after - before
         assert abs(grown["large"] - grown["small"]) < 9000  # a page of the index more or less
         assert SnapshotCatalog(store).get("large").root.count == 301
+        assert_sound(store)
+
+
+def test_a_view_that_saw_many_directories_goes_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write in between; stopped there, it can be removed again."""
+    with make_small_store(tmp_path / "store") as store:
+        View.bring_back(store, "seen").close()
+        row = find_view(store, "seen")
+        assert row is not None
+        with store.transaction() as txn:
+            for number in range(2, 5000):
+                key = place_key(row.view_id, 1, number)
+                txn.put(Table.PLACES, key, encode_inode(number << 24))
+                key = home_key(row.view_id, number << 24)
+                txn.put(Table.HOMES, key, encode_home(1, number))
+
+        def rows() -> int:
+            with store.reading() as txn:
+                prefix = place_prefix(row.view_id)
+                return sum(
+                    1 for table in (Table.PLACES, Table.HOMES) for _ in txn.scan(table, prefix)
+                )
+
+        seen = [rows()]
+
+        def look() -> None:
+            seen.append(rows())
+            if len(seen) == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(store.db, "give_way", look)
+        with pytest.raises(KeyboardInterrupt):
+            remove_view(store, "seen")
+        assert [view.name for view in list_views(store)] == ["seen"]
+        remove_view(store, "seen")
+        monkeypatch.undo()
+        assert list_views(store) == []
+        assert max(earlier - later for earlier, later in pairwise([*seen, rows()])) <= 2000
+        assert rows() == 0
         assert_sound(store)

@@ -255,6 +255,27 @@ def test_a_row_that_does_not_say_is_counted_anew(store: Store) -> None:
     again.close()
 
 
+def test_a_count_that_a_fold_overtakes_says_nothing(store: Store) -> None:
+    """What the old root held is nobody's by then, and would have counted as nothing."""
+    view = View.bring_back(store)
+    view.quota.set_limit(LIMIT_BYTES)
+    write_file(view, b"kept", noise(3, LIMIT_BYTES // 2))
+    view.fold()
+    count = view.quota.count()
+    assert count is not None
+    write_file(view, b"more", noise(4))
+    view.fold()
+    count.run()
+    view.quota.counted(count)
+    assert view.quota.use_bytes() >= LIMIT_BYTES // 2
+    again = view.quota.count()
+    assert again is not None, "it is due as before"
+    again.run()
+    view.quota.counted(again)
+    assert LIMIT_BYTES // 2 + PIECE_BYTES <= view.quota.use_bytes() <= LIMIT_BYTES
+    view.close()
+
+
 def test_statfs_tells_the_limit(store: Store) -> None:
     view = View.bring_back(store)
     free = view.statfs()
