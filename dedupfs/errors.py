@@ -185,6 +185,12 @@ class TooManyOpenError(NamespaceError):
     errno = errno.ENFILE
 
 
+class LoopError(NamespaceError):
+    """More symbolic links on the way than anybody would follow."""
+
+    errno = errno.ELOOP
+
+
 class NotSupportedError(NamespaceError):
     """The operation does not exist here."""
 

@@ -1,0 +1,13 @@
+"""What a program imports: stores, snapshots and views as Python objects, without FUSE.
+
+The names here, and their attributes without an underscore, are the public interface; everything
+else in dedupfs may change. ``dedupfs`` itself hands them out. Source: docs/api.md.
+"""
+
+from dedupfs.api.reading import Entry, Stat
+from dedupfs.api.results import Change, Pruned, ViewInfo
+from dedupfs.api.snapshot import Snapshot
+from dedupfs.api.store import Store
+from dedupfs.api.view import View
+
+__all__ = ["Change", "Entry", "Pruned", "Snapshot", "Stat", "Store", "View", "ViewInfo"]

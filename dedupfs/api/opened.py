@@ -1,0 +1,233 @@
+"""A store that this process has open: one for all ``Store`` objects of it, with its locks and pins.
+
+LMDB opens an index once per process, so every ``Store`` on one directory shares this. Threads:
+what changes anything holds ``lock``, a look at trees ``trees_lock``; file data is read without
+either. A forked child can use nothing of it: LMDB's environment is its parent's, which loses its
+place among the readers when the child closes it or merely collects it.
+"""
+
+import ctypes
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from dedupfs.errors import NotFoundError, StoreFullError, UsageError
+from dedupfs.model import RecordId, SnapshotInfo, TreeEntry
+from dedupfs.namespace.contents import load_recipe
+from dedupfs.namespace.snapshots import SnapshotCatalog
+from dedupfs.namespace.trees import TreeReader, links_id_of, tree_id_of
+from dedupfs.recipe import Recipe
+from dedupfs.store import Store
+from dedupfs.store.owner import Owner
+
+_RECIPES_KEPT = 8
+_IN_A_FORK = " in a forked process: open it there, with nothing of it open in the parent, or spawn"
+_Key = tuple[int, int]
+
+
+class OpenView(Protocol):
+    """What a store does with its open views."""
+
+    def close(self) -> None:
+        """Put everything away."""
+
+    def fold(self) -> None:
+        """Turn what changed into trees."""
+
+    def forget(self) -> object:
+        """Have nothing open; return what must not be collected."""
+
+
+class Hold:
+    """Keeps a snapshot's records from gc while this object lives, whoever removes the snapshot."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Opened:
+    """An open store, counted: the last ``release`` closes it."""
+
+    def __init__(self, path: Path, key: _Key) -> None:
+        self.path = path
+        self.key = key
+        self.users = 0
+        self.lock = threading.RLock()
+        self.trees_lock = threading.RLock()
+        self.views: weakref.WeakSet[OpenView] = weakref.WeakSet()
+        self.why_closed = ""
+        core = Store.open(path)
+        self._core: Store | None = core
+        self._catalog = SnapshotCatalog(core)
+        self._trees = TreeReader(core)
+        # Not the store's own owner: an import lets go of everything that one holds.
+        self._holder = Owner(core.layout, core.disk)
+        self._due: deque[list[RecordId]] = deque()
+        self._recent: deque[tuple[TreeEntry, Hold]] = deque(maxlen=1)
+
+        @lru_cache(_RECIPES_KEPT)
+        def recipe(content: bytes) -> Recipe:
+            return load_recipe(core, content)
+
+        self._recipe = recipe
+
+    @property
+    def core(self) -> Store:
+        """The store itself.
+
+        Raises:
+            UsageError: it is closed.
+        """
+        core = self._core
+        if core is None:
+            raise UsageError(f"the store {self.path} is closed{self.why_closed}")
+        return core
+
+    @property
+    def catalog(self) -> SnapshotCatalog:
+        """The catalogue. The caller has ``lock``."""
+        _ = self.core
+        return self._catalog
+
+    def infos(self) -> list[SnapshotInfo]:
+        """Return all snapshots, sorted by name."""
+        with self.lock:
+            return list(self.catalog.list())
+
+    def recipe(self, content: bytes) -> Recipe:
+        """Return the recipe of a file's content; those of the last files are kept."""
+        _ = self.core
+        return self._recipe(content)
+
+    @contextmanager
+    def trees(self) -> Iterator[TreeReader]:
+        """Have the decoded trees for a look; they are not for several threads."""
+        _ = self.core
+        with self.trees_lock:
+            yield self._trees
+
+    # --- pins ------------------------------------------------------------------------------------
+
+    def hold(self, root: TreeEntry) -> Hold | None:
+        """Keep what ``root`` leads to from gc while the result lives; None on a full disk.
+
+        The last one is kept for who asks again.
+
+        Raises:
+            MissingRecordError: it is gone already.
+        """
+        with self.lock:
+            core = self.core
+            for kept, hold in self._recent:
+                if kept == root:
+                    return hold
+            ids = [one for one in (tree_id_of(root), links_id_of(root)) if one is not None]
+            try:
+                self._holder.claim()
+                with core.transaction() as txn:
+                    for record_id in ids:
+                        txn.pin(self._holder.name, record_id)
+            except StoreFullError:  # what can be read must be readable all the same
+                return None
+            hold = Hold()
+            # A finalizer may run anywhere, so it only notes what is due.
+            weakref.finalize(hold, self._due.append, ids).atexit = False
+            self._recent.append((root, hold))
+            self._unpin_due()
+            return hold
+
+    def let_go(self) -> None:
+        """Give up what is held for nobody any more. The caller has ``lock``."""
+        self._recent.clear()
+        self._unpin_due()
+
+    def _unpin_due(self) -> None:
+        if not self._due:
+            return
+        ids: list[RecordId] = []
+        while self._due:
+            ids += self._due.popleft()
+        with self.core.transaction() as txn:
+            for record_id in ids:
+                txn.unpin(self._holder.name, record_id)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """One user less; the last one closes the store."""
+        with _registry_lock, self.lock:
+            self.users -= 1
+            core = self._core
+            if self.users > 0 or core is None:
+                return
+            if _open.get(self.key) is self:
+                del _open[self.key]
+            try:
+                for view in list(self.views):
+                    view.close()
+                self._give_up_holds(core)
+            finally:
+                self._core = None
+                core.close()
+
+    def _give_up_holds(self, core: Store) -> None:
+        if not self._holder.is_claimed:
+            return
+        try:
+            with core.transaction() as txn:
+                txn.release_pins(self._holder.name)
+        finally:
+            self._holder.release()  # gc sees by this, too, that nobody needs them
+
+    def forget(self) -> None:
+        """In a forked child: nothing of the parent's is used, changed or given up."""
+        self.lock = threading.RLock()
+        self.trees_lock = threading.RLock()
+        self.why_closed = _IN_A_FORK
+        for view in list(self.views):
+            _keep_for_ever(view.forget())
+        _keep_for_ever((self._core, self._holder))
+        self._core = None
+
+
+def _keep_for_ever(thing: object) -> None:
+    """Let nothing collect ``thing``, not even the interpreter's end."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+_registry_lock = threading.RLock()
+_open: dict[_Key, Opened] = {}
+
+
+def open_shared(path: Path) -> Opened:
+    """Open the store at ``path``, or share what this process has open of it."""
+    path = Path(os.path.abspath(path))
+    with _registry_lock:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no store at {path}") from None
+        except OSError as exc:
+            raise UsageError(f"cannot open {path}: {exc.strerror}") from exc
+        key = status.st_dev, status.st_ino
+        opened = _open.get(key)
+        if opened is None:
+            opened = _open[key] = Opened(path, key)
+        opened.users += 1
+        return opened
+
+
+def _after_fork() -> None:
+    global _registry_lock  # noqa: PLW0603  another thread of the parent may have had it
+    _registry_lock = threading.RLock()
+    for opened in _open.values():
+        opened.forget()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

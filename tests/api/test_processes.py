@@ -1,0 +1,208 @@
+"""Threads, forks, several objects on one store, and what the interface costs to import."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+import dedupfs
+from dedupfs.api.reading import SnapshotFile
+from dedupfs.maintenance.check import check
+from dedupfs.store import Store as CoreStore
+from tests.api.conftest import BIG
+
+CHILD_LIMIT_S = 60
+
+
+def in_child(body: object) -> int:
+    """Run ``body`` in a forked child; return 0 when it raised nothing."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            body()  # type: ignore[operator]
+            code = 0
+        except BaseException as exc:  # noqa: BLE001  there is nobody above us
+            os.write(2, f"in the child: {exc!r}\n".encode())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_in_a_forked_child_everything_is_closed_and_the_parent_goes_on(
+    store: dedupfs.Store, one: dedupfs.Snapshot
+) -> None:
+    raw = cast(SnapshotFile, one.open("a/b/big", "rb", 0))
+    assert raw.pread(10, 5) == BIG[5:15]
+
+    def child() -> None:
+        for call in (lambda: raw.pread(1, 0), one.ls, lambda: store["one"], store.gc):
+            with pytest.raises(ValueError, match="in a forked process"):
+                call()
+        with pytest.raises(OSError, match="already open"):
+            dedupfs.Store.open(store.path)
+        raw.close()
+        store.close()
+        gc.collect()
+
+    for _ in range(3):
+        assert in_child(child) == 0
+        assert in_child(gc.collect) == 0
+        assert one.ls("a") == ["b", "link", "x.txt"]
+        assert raw.pread(10, 5) == BIG[5:15]
+    raw.close()
+
+
+def test_a_spawned_process_opens_what_it_is_sent(
+    store: dedupfs.Store, one: dedupfs.Snapshot
+) -> None:
+    sent = pickle.dumps(one)
+    program = (
+        "import pickle, sys; one = pickle.load(sys.stdin.buffer); print(one.read_text('a/link'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=sent, stdout=subprocess.PIPE, check=True, timeout=120
+    )
+    assert done.stdout == b"hello\n\n"
+
+
+def test_a_view_stays_with_the_process_that_opened_it(store: dedupfs.Store) -> None:
+    with store.view("v", snapshot="one") as view, view.open("new", "wb") as file:
+        file.write(b"buffered")
+
+        def child() -> None:
+            for call in (view.ls, lambda: view.write_bytes("x", b""), file.flush):
+                with pytest.raises(ValueError, match="in a forked process"):
+                    call()
+            view.close()
+
+        assert in_child(child) == 0
+        file.write(b" and more")
+        file.flush()
+        assert view.read_bytes("new") == b"buffered and more"
+
+
+def test_threads_read_write_and_list_at_once(store: dedupfs.Store, one: dedupfs.Snapshot) -> None:
+    raw = cast(SnapshotFile, one.open("a/b/big", "rb", 0))
+    start = threading.Barrier(6)
+
+    def read(number: int) -> None:
+        rng = random.Random(number)
+        start.wait(CHILD_LIMIT_S)
+        for _ in range(60):
+            where = rng.randrange(len(BIG))
+            assert raw.pread(20_000, where) == BIG[where : where + 20_000]
+            assert one.stat("to-a/x.txt").size == 6
+
+    def write(number: int) -> None:
+        start.wait(CHILD_LIMIT_S)
+        for turn in range(10):
+            data = BIG[number * 1000 : number * 1000 + turn * 30_000]
+            view.write_bytes(f"{number}-{turn}", data)
+            assert view.read_bytes(f"{number}-{turn}") == data
+        view.commit(f"by-{number}")
+
+    with store.scratch(snapshot="one") as view, ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(read, number) for number in range(3)]
+        jobs += [pool.submit(write, number) for number in range(3)]
+        for job in jobs:
+            job.result(CHILD_LIMIT_S)
+    raw.close()
+    assert len(store) == 4
+
+
+def test_any_number_of_objects_share_one_open_store(store: dedupfs.Store) -> None:
+    with dedupfs.Store.open(store.path) as second, dedupfs.Store.open(str(store.path)) as third:
+        assert list(second) == list(third) == ["one"]
+        snapshot = second["one"]
+    with pytest.raises(ValueError, match="closed"):
+        second.snapshots()
+    assert store["one"] == snapshot
+    assert snapshot not in {store["one"].clone("two")}
+    again = pickle.loads(pickle.dumps(store))
+    assert list(again) == ["one", "two"]
+    again.close()
+
+
+def test_the_last_close_lets_go_of_everything(tmp_path: Path) -> None:
+    store = dedupfs.Store.create(tmp_path / "store")
+    view = store.view("v")
+    view.write_bytes("file", BIG)
+    view.commit("s")
+    file = store["s"].open("file")
+    store.close()
+    store.close()
+    for call in (view.ls, lambda: store["s"], file.read):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+    assert list((tmp_path / "store" / "run").glob("????????????????.lock")) == []
+    with CoreStore.open(tmp_path / "store") as core:
+        assert check(core).ok
+
+
+def test_what_is_no_store_is_refused_as_programs_expect(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no store"):
+        dedupfs.Store.open(tmp_path / "nope")
+    with pytest.raises(ValueError, match=r"not a (dedupfs )?store"):
+        dedupfs.Store.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file"):
+        dedupfs.Store.create(tmp_path / "file")
+
+
+def test_a_problem_of_an_import_is_told_or_raised(store: dedupfs.Store, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        store.import_tree(tmp_path / "src", "one")
+    with pytest.raises(dedupfs.errors.SourceError):
+        store.import_tree(tmp_path / "nowhere", "two")
+    made = store.import_tree(tmp_path / "src", "two", exclude=["*.txt", "/empty/"])
+    assert made.ls() == ["a", "hard", "out", "round", "to-a", "up"]
+    assert made.ls("a") == ["b", "link"]
+
+
+def test_a_prune_keeps_what_its_rules_say(store: dedupfs.Store) -> None:
+    for step, loss in enumerate([3.0, 1.0, 2.0, 0.5]):
+        store["one"].clone(f"step-{step}").tag(loss=loss)
+    planned = store.prune("step-*", keep_best="loss:min=2", dry_run=True)
+    assert len(store) == 5
+    done = store.prune("step-*", keep_best="loss:min=2")
+    assert (planned.removed, planned.kept) == (done.removed, done.kept)
+    assert sorted(done.removed) == ["step-0", "step-2"]
+    assert sorted(done.kept) == ["step-1", "step-3"]
+    assert list(store) == ["one", "step-1", "step-3"]
+    for wrong in ({"keep_best": "loss"}, {"keep_within": "soon"}, {}):
+        with pytest.raises(ValueError, match=r"."):
+            store.prune(**wrong)  # type: ignore[arg-type]
+
+
+def test_importing_dedupfs_or_its_command_line_loads_nothing_heavy() -> None:
+    program = """
+import sys
+import dedupfs
+print(sorted(name for name in sys.modules if name.startswith("dedupfs")))
+import dedupfs.cli.app
+assert not {"lmdb", "xxhash", "dedupfs.api", "fsspec"} & set(sys.modules)
+dedupfs.Store
+assert "dedupfs.api" in sys.modules
+assert not {"click", "rich", "trio", "pyfuse3", "fsspec", "dedupfs.maintenance.gc"} & (
+    set(sys.modules) - before
+)
+""".replace("import dedupfs.cli.app\n", "import dedupfs.cli.app\nbefore = set(sys.modules)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['dedupfs']\n"
+    with pytest.raises(AttributeError, match="nothing"):
+        dedupfs.nothing  # noqa: B018
+    assert {"Store", "Snapshot", "View", "errors"} <= set(dir(dedupfs))
