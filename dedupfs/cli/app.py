@@ -25,6 +25,7 @@ LIMITS = "dedupfs.cli.limits"
 TOP = "dedupfs.cli.top"
 STATUS = "dedupfs.cli.status"
 METRICS = "dedupfs.cli.metrics"
+DOCTOR = "dedupfs.cli.doctor"
 CHECKOUTS = "dedupfs.cli.checkouts"
 VOLUMES = "dedupfs.cli.volumes"
 
@@ -72,7 +73,8 @@ SECTIONS: dict[str, Section] = {
         "scrub": (STORES, "Read everything and verify each byte."),
         "reindex": (STORES, "Rebuild the index from the packs."),
     },
-    "The shell": {
+    "The machine": {
+        "doctor": (DOCTOR, "Say what this machine lacks for mounts and a store."),
         "completion": (STORES, "Print the script that completes commands in a shell."),
     },
 }
