@@ -14,11 +14,13 @@ import click
 
 from dedupfs.cli import background, changes, output
 from dedupfs.cli.arguments import parse_tags
-from dedupfs.errors import MountError, UsageError
+from dedupfs.errors import MountError, StoreBusyError, UsageError
 from dedupfs.fuse import mountpoints
 from dedupfs.namespace import live
 
 DEFAULT_VIEW = "default"
+STARTING_S = 3.0
+"""How long a daemon may have a view without answering for it."""
 STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
@@ -221,9 +223,23 @@ def _commit_directory(
 
 
 def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Committed:
-    daemon = live.daemon_of_view(store_path, view)
-    if daemon is not None:
-        return _commit_live(daemon, request)
+    """Have the view's daemon do it, or do it here when there is none.
+
+    One that is just beginning to serve the view, as in a takeover, has it but does not answer yet.
+    """
+    until_s = time.monotonic() + STARTING_S
+    while True:
+        daemon = live.daemon_of_view(store_path, view)
+        if daemon is not None:
+            return _commit_live(daemon, request)
+        try:
+            return _commit_here(store_path, view, request)
+        except StoreBusyError:
+            if time.monotonic() >= until_s:
+                raise
+
+
+def _commit_here(store_path: Path, view: str, request: live.Commit) -> live.Committed:
     from dedupfs.namespace.view import View
     from dedupfs.namespace.views import find_view
     from dedupfs.store.store import Store

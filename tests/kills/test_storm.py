@@ -46,9 +46,9 @@ pytestmark = pytest.mark.unmeasured
 WRITERS = 2
 CALLS_MAX = 250
 SPIN_S_MAX = 0.02
-AROUND = {0, 1, 3, 8}
-"""How a command may end while daemons die beside it, and one that is asked to remove what another
-one had no time to make: docs/cli.md, "Exit codes"."""
+AROUND = {0, 1, 3, 6, 8}
+"""How a command may end while daemons die and begin beside it, and one that is asked to remove what
+another one had no time to make: docs/cli.md, "Exit codes"."""
 
 
 class Mount:
