@@ -10,6 +10,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,12 +21,16 @@ from dedupfs.namespace.live import Failed
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _READY = b"ready\n"
 
+Said = TypeVar("Said")
 Body = Callable[[Callable[[], None]], None]
 """Does the work; calls its argument when it is ready."""
 
 
-def run_in_background(body: Body) -> int:
+def run_in_background(body: Body, *, leave_group_late: bool = False) -> int:
     """Run ``body`` in a session of its own; return its process id once it is ready.
+
+    ``leave_group_late``: the session begins only then. A helper of systemd's automount must mount
+    in the process group that it was started in: all others wait for that mount, autofs(5).
 
     Raises:
         DedupfsError: what ``body`` raised before it was ready.
@@ -34,7 +39,7 @@ def run_in_background(body: Body) -> int:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        os._exit(_be_the_daemon(body, writer))
+        os._exit(_be_the_daemon(body, writer, leave_group_late))
     os.close(writer)
     with open(reader, "rb") as pipe:
         try:
@@ -52,13 +57,15 @@ def run_in_background(body: Body) -> int:
     raise msgspec.json.decode(said, type=Failed).raised()
 
 
-def _be_the_daemon(body: Body, writer: int) -> int:
+def _be_the_daemon(body: Body, writer: int, leave_group_late: bool) -> int:
     """Run ``body`` and return the exit code; the pipe is closed as soon as it has told enough."""
     told = False
 
     def ready() -> None:
         nonlocal told
         told = True
+        if leave_group_late:
+            os.setsid()
         try:
             os.write(writer, _READY)
         except BrokenPipeError:  # whoever wanted this mount is gone: end in order
@@ -66,7 +73,9 @@ def _be_the_daemon(body: Body, writer: int) -> int:
         os.close(writer)
 
     try:
-        _leave_terminal(keep=writer)
+        if not leave_group_late:
+            os.setsid()
+        _let_go(keep=writer)
         body(ready)
     except DedupfsError as exc:
         failed, code = Failed.of(exc), exc.exit_code
@@ -82,9 +91,27 @@ def _be_the_daemon(body: Body, writer: int) -> int:
     return code
 
 
-def _leave_terminal(keep: int) -> None:
-    """Let go of everything inherited: session, directory, terminal, descriptors."""
-    os.setsid()
+def leaving_group(ready: Callable[[Said], None]) -> Callable[[Said], None]:
+    """Return a ``ready`` that begins a session of this process's own when it is first called."""
+    is_first = True
+
+    def leave(said: Said) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            os.setsid()
+        ready(said)
+
+    return leave
+
+
+def _let_go(keep: int) -> None:
+    """Let go of all else that was inherited: directory, terminal, descriptors, who is to be told.
+
+    A service manager hears of its service's main process alone: sd_notify(3).
+    """
+    for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        os.environ.pop(variable, None)
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -64,7 +64,7 @@ def mount(
     if limit is not None and read_only:
         raise UsageError("--limit is for what is written: not with --read-only")
     body = functools.partial(
-        _serve,
+        serve,
         Path(os.path.abspath(store)),
         Path(os.path.abspath(mountpoint)),
         foreground=foreground,
@@ -79,35 +79,41 @@ def mount(
         metrics=metrics or "",
     )
     if foreground:
-        body(_tell_service_manager)
+        body(_nothing)
     else:
         background.run_in_background(body)
 
 
-def _serve(
+def serve(
     store_path: Path,
     mountpoint: Path,
     ready: Callable[[], None],
     *,
-    foreground: bool,
-    snapshot: str | None,
-    view: str,
-    ephemeral: bool,
-    read_only: bool,
-    allow_other: bool,
-    cached_writes: bool,
-    limit_bytes: int | None,
-    auto_gc: bool,
-    metrics: str,
+    foreground: bool = False,
+    create: bool = True,
+    leave_group: bool = False,
+    snapshot: str | None = None,
+    view: str = DEFAULT_VIEW,
+    ephemeral: bool = False,
+    read_only: bool = False,
+    allow_other: bool = False,
+    cached_writes: bool = True,
+    limit_bytes: int | None = None,
+    auto_gc: bool = True,
+    no_exec: bool = False,
+    metrics: str = "",
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
         from dedupfs.cli import upgrade
         from dedupfs.fuse import server, session, supervisor
+        from dedupfs.fuse.notifying import ServiceManager
     except ImportError as exc:
         raise MountError(
             f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
         ) from exc
+    subject = f"{store_path} on {mountpoint}"
+    manager = ServiceManager.from_environment(os.environ, os.getpid(), subject)
     options = server.MountOptions(
         view,
         snapshot,
@@ -120,6 +126,8 @@ def _serve(
         supervisor=os.getpid(),
         metrics=metrics,
         since_ns=time.time_ns(),
+        no_exec=no_exec,
+        heartbeat_s=manager.heartbeat_s,
     )
     if metrics:
         upgrade.import_metrics()
@@ -127,25 +135,17 @@ def _serve(
         os.chdir("/")  # a working directory below the mount would wait for ourselves
         background.log_to_stderr()
     mountpoint = session.prepare_mountpoint(mountpoint, store_path)
-    if not read_only and snapshot is None:
+    if create and not read_only and snapshot is None:
         server.ensure_store(store_path)
     if not foreground and store_path.is_dir():
         run_directory = store_path / live.RUN_DIRECTORY
         background.log_to(run_directory / (options.stem + live.LOG_SUFFIX))
-    mounted = upgrade.SupervisedMount(store_path, mountpoint, options)
-    supervisor.supervise(mounted.serve, ready, mounted)
+    mounted = upgrade.SupervisedMount(store_path, mountpoint, options, leave_group)
+    supervisor.supervise(mounted.serve, ready, mounted, manager=manager)
 
 
-def _tell_service_manager() -> None:
-    """Say READY=1 to systemd if it asked for that: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    import socket
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.connect("\0" + address[1:] if address.startswith("@") else address)
-        manager.send(b"READY=1")
+def _nothing() -> None:
+    """Tell nobody: where a service manager asked, the supervisor does."""
 
 
 @click.command()
@@ -157,6 +157,11 @@ def umount(mountpoint: Path) -> None:
     Example:
       dedupfs umount /workspace/ckpts
     """
+    end(mountpoint)
+
+
+def end(mountpoint: Path) -> None:
+    """Unmount and wait for the daemon, or clear what a dead one left."""
     found = mountpoints.find_mount(mountpoint)
     if found is None:
         raise UsageError(f"{mountpoint} is not a mount point of dedupfs")

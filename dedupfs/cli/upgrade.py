@@ -21,6 +21,7 @@ import msgspec
 from dedupfs.cli import background
 from dedupfs.errors import MountError, UsageError
 from dedupfs.fuse import server
+from dedupfs.fuse.notifying import ServiceManager
 from dedupfs.fuse.relay import Baton
 from dedupfs.fuse.supervisor import supervise
 from dedupfs.namespace.handover import VERSION
@@ -48,11 +49,14 @@ class SupervisedMount:
     store_path: Path
     mountpoint: Path
     options: server.MountOptions
+    leave_group: bool = False
+    """The first daemon mounts in the process group that it was started in, then leaves it."""
 
     def serve(self, baton: Baton | None, ready: server.Ready) -> None:
         """Be a daemon: the first one, or one that goes on."""
         if baton is None:
-            server.serve(self.store_path, self.mountpoint, self.options, ready)
+            told = background.leaving_group(ready) if self.leave_group else ready
+            server.serve(self.store_path, self.mountpoint, self.options, told)
         else:
             server.resume(self.store_path, self.mountpoint, self.options, ready, baton)
 
@@ -101,7 +105,9 @@ def go_on(probe: int | None) -> None:
     for fd in order.baton.fds.values():
         os.set_inheritable(fd, False)
     mount = SupervisedMount(Path(order.store_path), Path(order.mountpoint), order.options)
-    supervise(mount.serve, lambda: None, mount, order.baton)
+    subject = f"{order.store_path} on {order.mountpoint}"
+    manager = ServiceManager.from_environment(os.environ, os.getpid(), subject)
+    supervise(mount.serve, lambda: None, mount, order.baton, manager)
 
 
 def import_metrics() -> None:

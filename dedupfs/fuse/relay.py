@@ -5,6 +5,7 @@ views nor FUSE. Source: unix(7).
 """
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -78,9 +79,14 @@ class Relay:
         self._line.close()
 
     def ready(self, baton: Baton | None = None) -> None:
-        """Say that requests are answered; ``baton``: what would be lost with this process."""
+        """Say that requests are answered; ``baton``: what would be lost with this process.
+
+        Without one it may be said again and again, and nobody need listen: a supervisor that was
+        killed or stopped must not keep a daemon from its work.
+        """
         if baton is None:
-            self._line.send(msgspec.msgpack.encode(Ready()))
+            with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                self._line.send(msgspec.msgpack.encode(Ready()), socket.MSG_DONTWAIT)
             return
         said = Ready(baton.view, baton.root, baton.owner, tuple(baton.fds))
         socket.send_fds(self._line, [msgspec.msgpack.encode(said)], list(baton.fds.values()))

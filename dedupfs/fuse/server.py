@@ -64,6 +64,10 @@ class MountOptions:
     """Where to answer Prometheus, ``ADDRESS:PORT``; empty: nowhere."""
     since_ns: int = 0
     """When it was mounted."""
+    no_exec: bool = False
+    """Let no program be executed from the mount."""
+    heartbeat_s: float = 0.0
+    """How often to say again that requests are answered; 0: once is enough."""
 
     @property
     def stem(self) -> str:
@@ -80,7 +84,8 @@ def ensure_store(store_path: Path) -> None:
 
 
 Ready = Callable[[Baton | None], None]
-"""Called when requests are answered, with what another daemon would need to go on, if one can."""
+"""Called when requests are answered, with what another daemon would need to go on, if one can; with
+``heartbeat_s`` again and again with None."""
 
 
 def serve(store_path: Path, mountpoint: Path, options: MountOptions, ready: Ready) -> None:
@@ -278,7 +283,7 @@ class LiveMount:
         self._counting.operations = operations
         options = self._options
         cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
-        flags = MountFlags(options.read_only, options.allow_other, cached_writes)
+        flags = MountFlags(options.read_only, options.allow_other, cached_writes, options.no_exec)
         session = Session.mount(
             operations, self._mountpoint, self._store_path, flags, pace=operations
         )
@@ -339,10 +344,13 @@ class LiveMount:
         await self._answering.wait()  # INIT is answered in the same step that set this
         if self._lost is not None:
             self._ready(None)
-            return
-        session.raise_limits()
-        can_go_on = bool(session.init_request)
-        self._ready(Baton.of(session.device, self._view.handover()) if can_go_on else None)
+        else:
+            session.raise_limits()
+            can_go_on = bool(session.init_request)
+            self._ready(Baton.of(session.device, self._view.handover()) if can_go_on else None)
+        while self._options.heartbeat_s:  # from here: it is this loop that answers requests
+            await trio.sleep(self._options.heartbeat_s)
+            self._ready(None)
 
     async def _quiet(self) -> None:
         if self._session is not None:

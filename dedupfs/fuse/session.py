@@ -48,6 +48,7 @@ is not kept for the next daemon (fs/fuse/dev.c, fuse_dev_do_read): so the pages 
 _MS_RDONLY = 0x1
 _MS_NOSUID = 0x2
 _MS_NODEV = 0x4
+_MS_NOEXEC = 0x8
 _MS_NOATIME = 0x400
 _MS_POSIXACL = 0x10000
 """With it the kernel leaves the umask to us, which default ACLs need: they replace it."""
@@ -61,6 +62,7 @@ class MountFlags:
     allow_other: bool = False
     cached_writes: bool = False
     """Let the kernel keep writes in its page cache, where it can hand them to another daemon."""
+    no_exec: bool = False
 
 
 def prepare_mountpoint(mountpoint: Path, store_path: Path) -> Path:
@@ -303,6 +305,8 @@ def _mount_as_root(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
     bits = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | _MS_POSIXACL
     if flags.read_only:
         bits |= _MS_RDONLY
+    if flags.no_exec:
+        bits |= _MS_NOEXEC
     libc = ctypes.CDLL(None, use_errno=True)
     fs_type = mountpoints.FS_TYPE.encode()
     if libc.mount(source, os.fsencode(mountpoint), fs_type, bits, data.encode()) == 0:
@@ -321,6 +325,7 @@ def _mount_as_user(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
     options = ["default_permissions", "noatime", f"subtype={mountpoints.SUBTYPE}"]
     options += ["allow_other"] if flags.allow_other else []
     options += ["ro"] if flags.read_only else []
+    options += ["noexec"] if flags.no_exec else []
     options.append(f"fsname={_escape(os.fsdecode(source))}")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from dedupfs.errors import DedupfsError, MountError
+from dedupfs.fuse.notifying import ServiceManager
 from dedupfs.fuse.relay import Baton, Relay
 from dedupfs.namespace.live import Failed
 
@@ -35,6 +36,8 @@ UNREADY_MAX = 3
 DEATHS_MAX = 8
 DEATHS_PERIOD_S = 20.0
 """... and so many in this time of something else than SIGKILL: some request kills them."""
+
+NOBODY = ServiceManager()
 
 Serve = Callable[[Baton | None, Callable[[Baton | None], None]], None]
 """The daemon: mounts, or goes on with a baton; says when it answers, and what it would leave."""
@@ -53,18 +56,23 @@ class Renewal(Protocol):
 
 
 def supervise(
-    serve: Serve, ready: Callable[[], None], renewal: Renewal, baton: Baton | None = None
+    serve: Serve,
+    ready: Callable[[], None],
+    renewal: Renewal,
+    baton: Baton | None = None,
+    manager: ServiceManager = NOBODY,
 ) -> None:
     """Run ``serve`` in a child, and again whenever that dies; ``ready`` when the first one answers.
 
-    ``baton``: a mount is there already; this process has just become another program.
+    ``baton``: a mount is there already; this process has just become another program. ``manager``
+    is told of everything; where it watches, a daemon that is silent for too long is replaced.
 
     Raises:
         DedupfsError: what the last daemon ended with.
     """
     gc.freeze()  # or the collector would write to, and so copy, every page that is shared
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would let no daemon be waited for
-    _Supervisor(serve, ready, renewal, baton).run()
+    _Supervisor(serve, ready, renewal, baton, manager).run()
 
 
 @dataclass
@@ -75,6 +83,10 @@ class _Child:
     handle: int
     relay: Relay
     answered: bool = False
+    heard_s: float = 0.0
+    """When it last said that it answers."""
+    may_be_silent: bool = False
+    """It puts the view away, which takes as long as it takes."""
     failed: Failed | None = None
 
     @property
@@ -82,6 +94,12 @@ class _Child:
         poll = select.poll()
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(0))
+
+    @property
+    def has_said_more(self) -> bool:
+        poll = select.poll()
+        poll.register(self.relay, select.POLLIN)
+        return any(event == select.POLLIN for _fd, event in poll.poll(0))
 
     def close(self) -> None:
         os.close(self.handle)
@@ -94,6 +112,7 @@ class _Supervisor:
     ready: Callable[[], None]
     renewal: Renewal
     baton: Baton | None = None
+    manager: ServiceManager = NOBODY
     unready: int = 0
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_MAX))
 
@@ -111,6 +130,7 @@ class _Supervisor:
                 if not self._may_go_on(child, code):
                     raise error
                 log.error("daemon ended, starting another pid=%d: %s", child.pid, error)
+                self.manager.waiting(child.pid)
 
     def _start(self, signals: "_Signals") -> _Child:
         ours, theirs = Relay.pair()
@@ -129,7 +149,7 @@ class _Supervisor:
         for watched in (child.relay, child.handle, signals):
             poll.register(watched, select.POLLIN)
         while True:
-            readable = {fd for fd, _event in poll.poll()}
+            readable = {fd for fd, _event in poll.poll(self._end_if_silent(child))}
             if child.relay.fileno() in readable and not self._listen(child):
                 poll.unregister(child.relay)
             signals.collect()
@@ -138,11 +158,37 @@ class _Supervisor:
                 if killed is not None:
                     return killed
             if child.answered or self.baton is None:  # one that takes over would just die of them
-                signals.forward(child.pid)
+                self._forward(signals, child)
             if child.handle in readable:
                 while self._listen(child):
                     continue
                 return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+
+    def _end_if_silent(self, child: _Child) -> float | None:
+        """Kill a daemon that has said nothing for too long: another one takes over.
+
+        Returns:
+            After how many milliseconds to look again, if nothing is heard.
+        """
+        patience_s = self.manager.patience_s
+        if patience_s is None or not child.answered or child.may_be_silent:
+            return None
+        left_s = child.heard_s + patience_s - time.monotonic()
+        if left_s > 0:
+            return left_s * 1000
+        if child.has_said_more:  # it is this process that was stopped, or busy
+            return 0.0
+        child.may_be_silent = True
+        if self.baton is not None and _is_connected(self.baton.device):
+            log.critical("no sign of life for %.1f s, killed pid=%d", patience_s, child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+        return None
+
+    def _forward(self, signals: "_Signals", child: _Child) -> None:
+        if signals.is_ending:
+            self.manager.stopping()
+            child.may_be_silent = True
+            signals.forward(child.pid)
 
     def _renew(self, child: _Child, signals: "_Signals") -> int | None:
         """Become another program, if there is one that can go on; callers only wait.
@@ -154,14 +200,16 @@ class _Supervisor:
         if self.baton is None:
             log.error("this mount cannot be handed to another program")
             return None
+        self.manager.reloading()
         if not self.renewal.is_possible():
             log.error("another program was asked for, but it does not start: going on as before")
+            self.manager.ready(child.pid)
             return None
         # A signal in the middle of an exec would end this process and so the mount.
         with signals.held_back():
             signals.collect()
             if signals.is_ending:  # meanwhile
-                return None
+                return None  # and told so next
             if child.has_ended:
                 signals.is_renewing = True  # the next one hands over as soon as it answers
                 return None
@@ -181,6 +229,10 @@ class _Supervisor:
         elif said is not None:
             if isinstance(said, Baton):
                 self.baton = said
+            if not child.answered:
+                self.manager.ready(child.pid)
+            self.manager.alive()
+            child.heard_s = time.monotonic()
             child.answered = True
             self.unready = 0
             self.ready()

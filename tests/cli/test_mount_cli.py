@@ -121,7 +121,9 @@ def test_mount_in_the_foreground_tells_its_service_manager_and_ends_with_a_signa
             env={**os.environ, "NOTIFY_SOCKET": "@" + manager.getsockname()[1:].decode()},
             stderr=subprocess.PIPE,
         )
-        assert manager.recv(100) == b"READY=1"
+        ready, status = manager.recv(1000).split(b"\n")
+    assert ready == b"READY=1"
+    assert status.startswith(f"STATUS={place.store} on {mnt}, answered by process".encode())
     (mnt / "f").write_bytes(b"kept")
     process.send_signal(signal.SIGINT)
     _out, said = process.communicate(timeout=TIMEOUT_S)
