@@ -1,0 +1,1 @@
+"""Tests of the units and of mount.dedupfs in a booted systemd."""

@@ -1,0 +1,195 @@
+"""A machine with systemd as process 1: this root file system under an overlay, in systemd-nspawn.
+
+Boots in about a second. Whatever is written goes to memory and is gone with it, but for the
+directory ``data``, which lies on this machine and outlives a boot. Knows no test. Source:
+systemd-nspawn(1).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_S = 120
+MACHINE_ID = "0123456789abcdef0123456789abcdef"
+TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\n"
+
+
+class CannotBootError(Exception):
+    """This machine does not let us; the text says why."""
+
+
+@dataclass
+class Host:
+    """One machine. ``directory`` is empty, and the test's own."""
+
+    directory: Path
+    data: Path
+    nspawn: subprocess.Popen[bytes] | None = None
+    leader: int = 0
+    is_mounted: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console"
+
+    def prepare(self) -> None:
+        """Lay the overlay over this machine's root file system, and what is to be found there."""
+        layers = self.directory / "layers"
+        layers.mkdir()
+        self._mount("-t", "tmpfs", "-o", "mode=0755", "dedupfs-test", layers)
+        self.is_mounted = True
+        for name in ("upper", "work"):
+            (layers / name).mkdir()
+        self.root.mkdir()
+        options = f"lowerdir=/,upperdir={layers}/upper,workdir={layers}/work"
+        self._mount("-t", "overlay", "-o", options, "dedupfs-test", self.root)
+        self.write("etc/machine-id", MACHINE_ID + "\n")
+        self.write("etc/fstab", "")
+        self.write("etc/systemd/system/dedupfs-test.target", TARGET)
+        for name in ("dedupfs", "mount.dedupfs", "umount.fuse.dedupfs"):
+            self._write_program(name)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+
+    def boot(self) -> None:
+        """Start it, and wait until it is up."""
+        binds = [f"--bind={self.data}:/data", "--bind=/dev/fuse"]
+        for needed in {str(REPOSITORY), sys.prefix, sys.base_prefix}:
+            if os.stat(needed).st_dev != os.stat("/").st_dev:  # the overlay does not have it
+                binds.append(f"--bind-ro={needed}")
+        command = [
+            "systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--register=no",
+            "--keep-unit", "--console=pipe", "--private-network", "--kill-signal=SIGRTMIN+3",
+            f"--machine=dedupfs-{os.getpid()}", *binds, "--", "systemd.unit=dedupfs-test.target",
+            "systemd.mask=tmp.mount",
+        ]  # fmt: skip
+        with self.console.open("ab") as console:
+            self.nspawn = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            )
+        self.leader = self._first_process()
+        self.until("systemctl is-active dedupfs-test.target")
+
+    def run(self, command: str, *, code: int | None = 0) -> str:
+        """Run a shell command in there; return what it said, or fail the test with it."""
+        done = self._run(command)
+        if code is not None and done.returncode != code:
+            raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{self.journal()}")
+        return done.stdout.strip()
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start one that goes on."""
+        return subprocess.Popen(
+            self._inside(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+
+    def until(self, command: str) -> str:
+        """Run a command until it succeeds; nothing announces what systemd does."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            done = self._run(command)
+            if done.returncode == 0:
+                return done.stdout.strip()
+            if time.monotonic() > deadline:
+                raise AssertionError(f"never: {command}: {done.stdout}\n{self.journal()}")
+            select.select([], [], [], 0.05)
+
+    def show(self, unit: str, name: str) -> str:
+        return self.run(f"systemctl show --property={name} --value '{unit}'")
+
+    def journal(self) -> str:
+        return self._run("journalctl --no-pager --lines=60 --output=short-monotonic").stdout
+
+    def shut_down(self) -> None:
+        """End it in order: its units stop, then its processes, then its mounts."""
+        assert self.nspawn is not None
+        os.kill(self.leader, signal.SIGRTMIN + 4)  # poweroff.target: systemd(1), SIGNALS
+        self.nspawn.wait(LIMIT_S)
+        self.nspawn = None
+
+    def lose_power(self) -> None:
+        """End all of its processes at once: none of them learns of it."""
+        if self.nspawn is None:
+            return
+        if self.leader:
+            with suppress(ProcessLookupError):
+                os.kill(self.leader, signal.SIGKILL)  # the first of a PID namespace takes all along
+        else:
+            self.nspawn.kill()
+        self.nspawn.wait(LIMIT_S)
+        self.nspawn = None
+
+    def remove(self) -> None:
+        self.lose_power()
+        for path in (self.root, self.directory / "layers"):
+            while os.path.ismount(path):
+                subprocess.run(["umount", "--lazy", path], check=True)
+
+    def _write_program(self, name: str) -> None:
+        calls = {
+            "dedupfs": "from dedupfs.cli import main",
+            "mount.dedupfs": "from dedupfs.cli.mounthelper import mount_main as main",
+            "umount.fuse.dedupfs": "from dedupfs.cli.mounthelper import umount_main as main",
+        }
+        text = f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -c "import sys; '
+        text += f'sys.argv[0] = \'{name}\'; {calls[name]}; sys.exit(main())" "$@"\n'
+        self.write(f"usr/local/bin/{name}", text)
+        (self.root / "usr/local/bin" / name).chmod(0o755)
+        if name != "dedupfs":
+            (self.root / "sbin" / name).symlink_to(f"/usr/local/bin/{name}")
+
+    def _first_process(self) -> int:
+        """Return nspawn's child, as soon as it is there."""
+        assert self.nspawn is not None
+        deadline = time.monotonic() + LIMIT_S
+        children = Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children")
+        while time.monotonic() < deadline:
+            if self.nspawn.poll() is not None:
+                raise CannotBootError(self.console.read_text(errors="replace").strip()[-500:])
+            for child in children.read_text().split():
+                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                    return int(child)
+            select.select([], [], [], 0.02)
+        raise CannotBootError("no systemd within the limit")
+
+    def _inside(self, command: str) -> list[str]:
+        entered = ["nsenter", "--target", str(self.leader), "--all", "--wd=/"]
+        return [*entered, "env", "-i", f"PATH={PATH}", "sh", "-c", command]
+
+    def _run(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._inside(command),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LIMIT_S,
+        )
+
+    def _mount(self, *words: str | Path) -> None:
+        done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise CannotBootError(done.stderr.strip())
+
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
