@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,8 +35,6 @@ class Host:
     data: Path
     nspawn: subprocess.Popen[bytes] | None = None
     leader: int = 0
-    is_mounted: bool = False
-    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -51,7 +49,6 @@ class Host:
         layers = self.directory / "layers"
         layers.mkdir()
         self._mount("-t", "tmpfs", "-o", "mode=0755", "dedupfs-test", layers)
-        self.is_mounted = True
         for name in ("upper", "work"):
             (layers / name).mkdir()
         self.root.mkdir()
@@ -72,9 +69,11 @@ class Host:
     def boot(self) -> None:
         """Start it, and wait until it is up."""
         binds = [f"--bind={self.data}:/data", "--bind=/dev/fuse"]
-        for needed in {str(REPOSITORY), sys.prefix, sys.base_prefix}:
-            if os.stat(needed).st_dev != os.stat("/").st_dev:  # the overlay does not have it
-                binds.append(f"--bind-ro={needed}")
+        binds += [
+            f"--bind-ro={needed}"
+            for needed in {str(REPOSITORY), sys.prefix, sys.base_prefix}
+            if os.stat(needed).st_dev != os.stat("/").st_dev  # the overlay does not have it
+        ]
         command = [
             "systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--register=no",
             "--keep-unit", "--console=pipe", "--private-network", "--kill-signal=SIGRTMIN+3",
