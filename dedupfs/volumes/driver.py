@@ -216,12 +216,7 @@ class Driver:
         if row is None:
             with self._ledger_lock:
                 self._require_unused(wanted)
-            view = View.bring_back(store, wanted.view, snapshot=wanted.snapshot or None)
-            try:
-                view.quota.set_limit(wanted.limit_bytes)
-            finally:
-                view.close()
-            return find_view(store, wanted.view)
+            return _make_view(store, wanted)
         if wanted.is_own:
             raise ExistsError(
                 f"there is a view {row.name!r} in {store.path}: say view={row.name} to use it, "
@@ -244,6 +239,21 @@ class Driver:
                 f"the view {volume.options.view!r} of volume {volume.name!r} is gone from "
                 f"{volume.options.store}: remove the volume"
             )
+
+
+def _make_view(store: Store, wanted: Options) -> ViewRow | None:
+    view = View.bring_back(store, wanted.view, snapshot=wanted.snapshot or None)
+    try:
+        try:
+            if wanted.limit_bytes is not None:
+                view.quota.set_limit(wanted.limit_bytes)
+        finally:
+            view.close()
+    except DedupfsError:
+        with suppress(DedupfsError):  # the first failure is the one to tell
+            remove_view(store, wanted.view)
+        raise
+    return find_view(store, wanted.view)
 
 
 def _check_user(user: str) -> None:

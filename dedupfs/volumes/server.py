@@ -179,7 +179,11 @@ class PluginServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def process_request(self, request: object, client_address: object) -> None:
         """Serve a connection in a thread, when not too many are."""
         self._slots.acquire()
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        try:
+            super().process_request(request, client_address)  # type: ignore[arg-type]
+        except BaseException:  # no thread could be started
+            self._slots.release()
+            raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Serve a connection."""
@@ -206,13 +210,14 @@ def listen(path: Path) -> socket.socket:
     """Listen on ``path``, which nobody but our user and root can open.
 
     Raises:
-        StoreBusyError: somebody listens there. StoreError: it cannot be made.
+        StoreBusyError: somebody listens there. StoreError: it cannot be made, or is a file.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:
-        _require_unused(path)
-        path.unlink(missing_ok=True)
+        if path.is_socket():
+            _require_unused(path)
+            path.unlink(missing_ok=True)  # a dead plugin's
         listener.bind(os.fspath(path))
         listener.listen(CONNECTIONS_MAX)
     except OSError as exc:
