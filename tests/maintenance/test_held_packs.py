@@ -43,15 +43,15 @@ KEPT_BYTES = 30_000
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(memory_path: Path) -> Path:
     """A store with the verbatim pack of a file that is gone, of which another needs the head."""
     for name, data in (("all", LARGE), ("some", LARGE[:KEPT_BYTES])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_bytes(data)
-    with Store.create(tmp_path / "store", **SMALL) as store:
-        import_directory(store, tmp_path / "all", "all")
-        import_directory(store, tmp_path / "some", "some")
-    return tmp_path / "store"
+        (memory_path / name).mkdir()
+        (memory_path / name / "file").write_bytes(data)
+    with Store.create(memory_path / "store", **SMALL) as store:
+        import_directory(store, memory_path / "all", "all")
+        import_directory(store, memory_path / "some", "some")
+    return memory_path / "store"
 
 
 def recipe_of(store: Store, name: str, file: bytes = b"file") -> Recipe:
@@ -156,15 +156,15 @@ def test_two_held_packs_with_the_same_chunks_end_in_any_order(
 
 @pytest.mark.parametrize("collect_first", [True, False])
 def test_links_stay_right_when_moved_chunks_are_found_in_their_old_places_again(
-    tmp_path: Path, collect_first: bool
+    memory_path: Path, collect_first: bool
 ) -> None:
     """Reindex finds a chunk where it was before, unless its place was punched."""
-    source = tmp_path / "source"
+    source = memory_path / "source"
     source.mkdir()
     data = noise("medium", 20_000)
     (source / "medium").write_bytes(data)
     (source / "other").write_bytes(data[:9000])
-    path = tmp_path / "store"
+    path = memory_path / "store"
     with Store.create(path, **SMALL) as store:
         import_directory(store, source, "one")
         registration, pack = make(store, SnapshotCatalog(store).get("one"))
