@@ -90,7 +90,7 @@ def is_in_place(store: Store, top_fd: int, one: Taken, link: Link) -> bool:
             status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             path = pack_path(store, one.pack)
             if link is Link.SYMLINK and stat.S_ISLNK(status.st_mode):
-                return leads_to(directory_fd, name, path)
+                return _leads_to(directory_fd, name, path)
             if link is not Link.REFLINK:
                 return stat.S_ISREG(status.st_mode) and _is_file(status, path)
             seen = (status.st_mode, status.st_size, status.st_mtime_ns)
@@ -107,19 +107,21 @@ def _is_file(status: os.stat_result, path: Path) -> bool:
     return False
 
 
-def leads_to(directory_fd: int, name: bytes, path: Path) -> bool:
+def _leads_to(directory_fd: int, name: bytes, path: Path, *, moved_store: bool = True) -> bool:
     """Whether a symbolic link leads to a pack, by whatever name of the store.
 
-    One that leads nowhere does when it ends like the pack's path: the store was moved since.
+    One that leads nowhere does (``moved_store``): the store was moved since.
     """
     target = Path(os.fsdecode(os.readlink(name, dir_fd=directory_fd)))
     if target == path:
         return True
+    if _place(target) != _place(path):
+        return False
     try:
         status = os.stat(name, dir_fd=directory_fd)
     except OSError as exc:
         if exc.errno in _GONE:
-            return target.parts[-_PLACE_PARTS:] == path.parts[-_PLACE_PARTS:]
+            return moved_store
         raise
     return _is_file(status, path)
 
@@ -133,42 +135,57 @@ def _moved(store: Store, top_fd: int, there: list[Taken], gone: list[Taken]) -> 
     known: dict[int, list[Taken]] = {}
     for one in [*there, *gone]:
         known.setdefault(one.pack, []).append(one)
-    by_place = {_place(pack_path(store, pack)): pack for pack in known}
-    by_inode = dict(_inodes(store, known))
+    missed: dict[int, list[Taken]] = {}
+    for one in gone:
+        missed.setdefault(one.pack, []).append(one)
+    packs = _Packs(store, known)
     for step, level, name, status in Walk(top_fd, Problems([], None), one_file_system=True):
         if step is not Step.OBJECT or name.startswith(TEMPORARY_PREFIX):
             continue
         path = level.child_path(name)
-        if path in seen:
-            continue
-        pack = None
-        if stat.S_ISREG(status.st_mode):
-            pack = by_inode.get((status.st_dev, status.st_ino))
-        elif stat.S_ISLNK(status.st_mode):
-            with suppress(OSError):
-                pack = by_place.get(_place(Path(os.fsdecode(os.readlink(name, dir_fd=level.fd)))))
-                if pack is not None and not leads_to(level.fd, name, pack_path(store, pack)):
-                    pack = None
+        pack = packs.find(level.fd, name, status) if path not in seen else None
         if pack is None:
             continue
-        missed = [one for one in gone if one.pack == pack]
-        was = _best(missed or known[pack], name, status)
-        if missed:
-            gone.remove(was)
+        left = missed.get(pack)
+        was = _best(left or known[pack], name, status)
+        if left:
+            left.remove(was)
             yield dataclasses.replace(was, path=path)
         else:
             yield dataclasses.replace(was, path=path, linked=None)
+    gone[:] = [one for left in missed.values() for one in left]
+
+
+class _Packs:
+    """Tells which of some packs a name is a link to."""
+
+    def __init__(self, store: Store, packs: Iterable[int]) -> None:
+        self._paths = {pack: pack_path(store, pack) for pack in packs}
+        self._by_place = {_place(path): pack for pack, path in self._paths.items()}
+        self._by_inode: dict[tuple[int, int], int] = {}
+        for pack, path in self._paths.items():
+            with suppress(FileNotFoundError):
+                status = os.stat(path)
+                self._by_inode[status.st_dev, status.st_ino] = pack
+
+    def find(self, directory_fd: int, name: bytes, status: os.stat_result) -> int | None:
+        """Return the pack; None when it is no link to one, or nobody can tell."""
+        if stat.S_ISREG(status.st_mode):
+            return self._by_inode.get((status.st_dev, status.st_ino))
+        if not stat.S_ISLNK(status.st_mode):
+            return None
+        with suppress(OSError):
+            target = os.fsdecode(os.readlink(name, dir_fd=directory_fd))
+            pack = self._by_place.get(_place(Path(target)))
+            if pack is not None and _leads_to(
+                directory_fd, name, self._paths[pack], moved_store=False
+            ):
+                return pack
+        return None
 
 
 def _place(path: Path) -> tuple[str, ...]:
     return path.parts[-_PLACE_PARTS:]
-
-
-def _inodes(store: Store, packs: Iterable[int]) -> Iterator[tuple[tuple[int, int], int]]:
-    for pack in packs:
-        with suppress(FileNotFoundError):
-            status = os.stat(pack_path(store, pack))
-            yield (status.st_dev, status.st_ino), pack
 
 
 def _best(files: list[Taken], name: bytes, status: os.stat_result) -> Taken:

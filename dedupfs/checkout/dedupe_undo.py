@@ -40,6 +40,10 @@ from dedupfs.transfer.metadata import apply_metadata
 from dedupfs.transfer.report import OnProblem, OnProgress, Problem, Problems, Progress
 
 SPARE_BYTES = 1 << 20
+_KEPT = (
+    "the store still keeps contents for links that were moved away before the last run: take what "
+    "you need from an older snapshot, then --undo --forget"
+)
 _LOST = "not all that was replaced has a name here any more; what has none is in the snapshot"
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -61,10 +65,13 @@ def undo(
     directory: Path,
     *,
     dry_run: bool = False,
+    forget: bool = False,
     progress: OnProgress | None = None,
     on_problem: OnProblem | None = None,
 ) -> UndoReport:
     """Make every file that ``dedupe`` replaced a plain file again.
+
+    ``forget``: end it though the store keeps contents for links that an earlier run did not find.
 
     Raises:
         NotFoundError: the directory was not deduped. UsageError: a dedupe has to be ended first.
@@ -86,7 +93,7 @@ def undo(
         link = Link(shown_of(manifest).link)
         problems = Problems(report.problems, on_problem)
         run = _Undo(store, top_fd, link, report, problems)
-        before = taken_before(store, manifest)
+        before = list(taken_before(store, manifest))
         found = find_links(store, top_fd, before, dict(manifest.links), link)
         todo = run.find(found)
         run.require_room()
@@ -96,6 +103,9 @@ def undo(
         remove_leftovers(store, top_fd, problems)
         run.restore(todo, progress)
         if run.failed:
+            return report
+        if found.lost.keys() - {one.entry.content for one in before} and not forget:
+            problems.add(b"", _KEPT)
             return report
         if found.lost:
             names = ", ".join(keep_snapshot(store, manifest, top))

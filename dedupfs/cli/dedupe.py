@@ -75,10 +75,12 @@ def dedupe(
     from dedupfs.checkout.dedupe_undo import undo as run_undo
 
     if undo:
-        if link != "auto" or name is not None or ignore_attributes or forget:
+        if link != "auto" or name is not None or ignore_attributes:
             raise UsageError("--undo knows what was done: give it no --link, --name or attributes")
         with open_store(store) as opened, output.meter("restoring") as bar:
-            undone = run_undo(opened, directory, dry_run=dry_run, progress=_shown_on(bar))
+            undone = run_undo(
+                opened, directory, dry_run=dry_run, forget=forget, progress=_shown_on(bar)
+            )
         _finish_undo(undone, dry_run, as_json)
         return
     options = DedupeOptions(

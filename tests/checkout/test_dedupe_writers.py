@@ -24,20 +24,6 @@ from tests.checkout.deduped import contents_of, make_copies, options, require_so
 from tests.transfer.trees import make_store, noise
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with make_store(tmp_path / "store") as opened:
-        yield opened
-        require_sound(opened)
-
-
-@pytest.fixture
-def ckpts(tmp_path: Path) -> Path:
-    directory = tmp_path / "ckpts"
-    directory.mkdir()
-    return directory
-
-
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
 def test_a_writer_who_comes_while_a_file_is_taken_keeps_it(
     store: Store, ckpts: Path, link: str
