@@ -60,7 +60,7 @@ def ls(store: Path, where: str | None, is_long: bool, recursive: bool, as_json: 
     with open_store(store) as opened:
         reader = TreeReader(opened)
         if where is None:
-            _list_snapshots(opened, reader, as_json)
+            _list_snapshots(opened, as_json)
             return
         place = find_place(opened, reader, where)
         found = _listed(reader, place, recursive=recursive)
@@ -75,19 +75,19 @@ def ls(store: Path, where: str | None, is_long: bool, recursive: bool, as_json: 
                 output.print_line(shown(path))
 
 
-def _list_snapshots(store: "Store", reader: "TreeReader", as_json: bool) -> None:
+def _list_snapshots(store: "Store", as_json: bool) -> None:
     from dedupfs.namespace.snapshots import SnapshotCatalog
 
     infos = SnapshotCatalog(store).list()
     if as_json:
-        output.print_json([snapshot_json(reader, info) for info in infos])
+        output.print_json([snapshot_json(info) for info in infos])
         return
     rows = [
         (
             info.name + ("*" if info.pinned else ""),
             output.time_text(info.created_ns),
             f"{info.root.count:,}",
-            output.size(logical_bytes(reader, info)),
+            output.size(info.root.size),
             tags_text(info.tags),
         )
         for info in infos
@@ -95,27 +95,19 @@ def _list_snapshots(store: "Store", reader: "TreeReader", as_json: bool) -> None
     output.print_table(("NAME", "CREATED", "ENTRIES", "SIZE", "TAGS"), rows, right=(2, 3))
 
 
-def logical_bytes(reader: "TreeReader", info: "SnapshotInfo") -> int:
-    """Return the bytes of all files of a snapshot; hard-linked ones, which sums leave out, once."""
-    from dedupfs.namespace.trees import links_id_of
-
-    linked = reader.entries(links_id_of(info.root))
-    return info.root.size + sum(entry.size for entry in linked if entry.is_file)
-
-
 def tags_text(tags: dict[str, str]) -> str:
     """Return tags as they are given to --tag."""
     return " ".join(f"{key}={value}" for key, value in sorted(tags.items()))
 
 
-def snapshot_json(reader: "TreeReader", info: "SnapshotInfo") -> dict[str, output.Json]:
+def snapshot_json(info: "SnapshotInfo") -> dict[str, output.Json]:
     """Return what --json tells of a snapshot."""
     return {
         "name": info.name,
         "sequence": info.sequence,
         "created_ns": info.created_ns,
         "entries": info.root.count,
-        "logical_bytes": logical_bytes(reader, info),
+        "logical_bytes": info.root.size,
         "pinned": info.pinned,
         "source": info.source,
         "tags": dict(info.tags),

@@ -34,6 +34,13 @@ def test_import_ls_and_export(run: Run, store_path: Path, data: Path, tmp_path: 
     assert (tmp_path / "out" / "b.bin").read_bytes() == bytes(range(256)) * 400
 
 
+def test_ls_counts_a_file_of_two_names_once(run: Run, store_path: Path, data: Path) -> None:
+    os.link(data / "a.txt", data / "second")
+    run("import", store_path, data, "one")
+    [snapshot] = run("ls", store_path, "--json").json
+    assert snapshot["logical_bytes"] == 102_406
+
+
 def test_import_is_named_after_its_directory(run: Run, store_path: Path, data: Path) -> None:
     run("import", store_path, data)
     assert run("ls", store_path).out.splitlines()[1].startswith("data ")
