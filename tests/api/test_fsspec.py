@@ -58,6 +58,13 @@ def view_fs(shared: dedupfs.Store) -> Iterator[Any]:
     fs.close()
 
 
+@pytest.fixture(scope="module")
+def snapshots_fs(shared: dedupfs.Store) -> Iterator[Any]:
+    fs = file_system(shared)
+    yield fs
+    fs.close()
+
+
 class ViewFixtures(abstract.AbstractFixtures):  # type: ignore[misc, name-defined]
     """A view whose directory ``scratch`` is the tests' own."""
 
@@ -107,11 +114,9 @@ def imported(maker: str) -> Any:
 
 
 class TestGetFromSnapshot(abstract.AbstractGetTests, abstract.AbstractFixtures):  # type: ignore[misc, name-defined]
-    @pytest.fixture(scope="class")
-    def fs(self, shared: dedupfs.Store) -> Iterator[Any]:
-        fs = file_system(shared)
-        yield fs
-        fs.close()
+    @pytest.fixture
+    def fs(self, snapshots_fs: Any) -> Any:
+        return snapshots_fs
 
     fs_bulk_operations_scenario_0 = imported("_bulk_operations_scenario_0")
     fs_glob_edge_cases_files = imported("_glob_edge_cases_files")
