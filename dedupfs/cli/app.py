@@ -22,6 +22,7 @@ REPORT = "dedupfs.cli.report"
 DEDUPE = "dedupfs.cli.dedupe"
 CHECKPOINTS = "dedupfs.cli.checkpoints"
 LIMITS = "dedupfs.cli.limits"
+RUN = "dedupfs.cli.run"
 TOP = "dedupfs.cli.top"
 STATUS = "dedupfs.cli.status"
 METRICS = "dedupfs.cli.metrics"
@@ -44,6 +45,7 @@ SECTIONS: dict[str, Section] = {
         "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
         "view": (MOUNTS, "List, compare and remove the views of a store."),
         "status": (STATUS, "Show who has what mounted since when."),
+        "run": (RUN, "Run a command in a private view of a snapshot."),
         "top": (TOP, "Show what mounts are doing."),
         "metrics": (METRICS, "Print the numbers of stores and mounts for Prometheus."),
         "volume-plugin": (VOLUMES, "Give views to Docker or Podman as volumes."),

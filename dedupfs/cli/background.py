@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,46 @@ Body = Callable[[Callable[[], None]], None]
 """Does the work; calls its argument when it is ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A process that was started and is not ready yet."""
+
+    pid: int
+    reader: int
+
+    def wait(self) -> int:
+        """Return its process id once it is ready.
+
+        Raises:
+            DedupfsError: what ``body`` raised before it was ready.
+        """
+        with open(self.reader, "rb") as pipe:
+            try:
+                said = pipe.read()
+            except KeyboardInterrupt:  # it has left our process group: tell it, and wait
+                os.kill(self.pid, signal.SIGTERM)
+                os.waitpid(self.pid, 0)
+                raise
+        if said == _READY:
+            return self.pid
+        _pid, status = os.waitpid(self.pid, 0)
+        if not said:
+            code = os.waitstatus_to_exitcode(status)
+            raise MountError(f"the daemon ended with code {code} before it was ready")
+        raise msgspec.json.decode(said, type=Failed).raised()
+
+
+def start(body: Body, keep: Collection[int] = (), *, leave_group_late: bool = False) -> Starting:
+    """Start ``body`` in a session of its own, with the descriptors ``keep``."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_be_the_daemon(body, writer, keep, leave_group_late))
+    os.close(writer)
+    return Starting(pid, reader)
+
+
 def run_in_background(body: Body, *, leave_group_late: bool = False) -> int:
     """Run ``body`` in a session of its own; return its process id once it is ready.
 
@@ -35,29 +76,10 @@ def run_in_background(body: Body, *, leave_group_late: bool = False) -> int:
     Raises:
         DedupfsError: what ``body`` raised before it was ready.
     """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        os._exit(_be_the_daemon(body, writer, leave_group_late))
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        try:
-            said = pipe.read()
-        except KeyboardInterrupt:  # the daemon has left our process group: tell it, and wait
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
-            raise
-    if said == _READY:
-        return pid
-    _pid, status = os.waitpid(pid, 0)
-    if not said:
-        code = os.waitstatus_to_exitcode(status)
-        raise MountError(f"the daemon ended with code {code} before it was ready")
-    raise msgspec.json.decode(said, type=Failed).raised()
+    return start(body, leave_group_late=leave_group_late).wait()
 
 
-def _be_the_daemon(body: Body, writer: int, leave_group_late: bool) -> int:
+def _be_the_daemon(body: Body, writer: int, keep: Collection[int], leave_group_late: bool) -> int:
     """Run ``body`` and return the exit code; the pipe is closed as soon as it has told enough."""
     told = False
 
@@ -75,7 +97,7 @@ def _be_the_daemon(body: Body, writer: int, leave_group_late: bool) -> int:
     try:
         if not leave_group_late:
             os.setsid()
-        _let_go(keep=writer)
+        _let_go({writer, *keep})
         body(ready)
     except DedupfsError as exc:
         failed, code = Failed.of(exc), exc.exit_code
@@ -105,7 +127,7 @@ def leaving_group(ready: Callable[[Said], None]) -> Callable[[Said], None]:
     return leave
 
 
-def _let_go(keep: int) -> None:
+def _let_go(keep: set[int]) -> None:
     """Let go of all else that was inherited: directory, terminal, descriptors, who is to be told.
 
     A service manager hears of its service's main process alone: sd_notify(3).
@@ -118,7 +140,7 @@ def _let_go(keep: int) -> None:
         os.dup2(nothing, descriptor)
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
-        if descriptor > 2 and descriptor != keep:
+        if descriptor > 2 and descriptor not in keep:
             try:
                 os.close(descriptor)
             except OSError:  # the one that listed the directory

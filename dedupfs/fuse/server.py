@@ -24,16 +24,18 @@ from dedupfs.errors import DedupfsError, MountError
 from dedupfs.fuse import repeats
 from dedupfs.fuse.control import ControlServer
 from dedupfs.fuse.counting import Counting
+from dedupfs.fuse.device import MountFlags
 from dedupfs.fuse.handshake import Unanswered, unanswered
 from dedupfs.fuse.housekeeping import Housekeeper
 from dedupfs.fuse.operations import Operations
 from dedupfs.fuse.relay import Baton
-from dedupfs.fuse.session import MountFlags, Session, prepare_mountpoint
+from dedupfs.fuse.session import Session, prepare_mountpoint
 from dedupfs.namespace import live
 from dedupfs.namespace.handover import OWNER
 from dedupfs.namespace.ledger import Ledger
 from dedupfs.namespace.view import View
 from dedupfs.namespace.views import remove_dead_ephemeral
+from dedupfs.store.pace import run_steps
 from dedupfs.store.space import drop_half_made
 from dedupfs.store.store import Store
 
@@ -68,6 +70,8 @@ class MountOptions:
     """Let no program be executed from the mount."""
     heartbeat_s: float = 0.0
     """How often to say again that requests are answered; 0: once is enough."""
+    is_private: bool = False
+    """The mount is in a mount namespace of its own, made and ended by somebody else."""
 
     @property
     def stem(self) -> str:
@@ -88,18 +92,27 @@ Ready = Callable[[Baton | None], None]
 ``heartbeat_s`` again and again with None."""
 
 
-def serve(store_path: Path, mountpoint: Path, options: MountOptions, ready: Ready) -> None:
-    """Mount and serve until the mount is gone.
+def serve(
+    store_path: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Ready,
+    device: int | None = None,
+) -> None:
+    """Mount and serve until the mount is gone; ``device``: a private mount is there already.
 
     Raises:
         DedupfsError: it could not be mounted, or its end was not in order.
     """
-    mountpoint = prepare_mountpoint(mountpoint, store_path)
+    if device is None:
+        mountpoint = prepare_mountpoint(mountpoint, store_path)
     with Store.open(store_path) as store:
         live.remove_leftovers(store_path)
         _remove_dead_views(store)
         with opened_view(store, options, mountpoint) as view:
-            serve_view(view, store_path, mountpoint, options, ready)
+            serve_view(view, store_path, mountpoint, options, ready, device)
+        if options.ephemeral:
+            _give_back(view)
     log.info("ended mountpoint=%s", mountpoint)
 
 
@@ -124,7 +137,17 @@ def resume(
             done = view.ledger.done
             lost = Lost(baton.device, [request for request in waiting if request.unique in done])
             serve_view(view, store_path, mountpoint, options, ready, lost)
+        if options.ephemeral:
+            _give_back(view)
     log.info("ended mountpoint=%s", mountpoint)
+
+
+def _give_back(view: View) -> None:
+    """Free what went with an ephemeral view, as a mount does of what is deleted in it."""
+    try:
+        run_steps(view.relief.giving_back())
+    except DedupfsError as exc:
+        log.warning("what the view held is left for gc: %s", exc)
 
 
 def _request_in_hand(waiting: list[Unanswered], ledger: Ledger) -> Unanswered | None:
@@ -177,9 +200,12 @@ def serve_view(
     mountpoint: Path,
     options: MountOptions,
     ready: Ready,
-    lost: "Lost | None" = None,
+    lost: "Lost | int | None" = None,
 ) -> None:
-    """Mount an open view and serve it; with ``lost``, go on with a mount that is there."""
+    """Mount an open view and serve it.
+
+    ``lost``: what is there to go on with; a new, private mount is only its device.
+    """
     mount = LiveMount(view, store_path, mountpoint, options, ready, lost)
     try:
         trio.run(mount.run)
@@ -218,10 +244,11 @@ class LiveMount:
         mountpoint: Path,
         options: MountOptions,
         ready: Ready,
-        lost: Lost | None,
+        lost: Lost | int | None,
     ) -> None:
         self._view = view
-        self._lost = lost
+        self._lost = lost if isinstance(lost, Lost) else None
+        self._device = lost if isinstance(lost, int) else None
         self._mountpoint = mountpoint
         self._options = options
         self._store_path = store_path
@@ -284,9 +311,14 @@ class LiveMount:
         options = self._options
         cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
         flags = MountFlags(options.read_only, options.allow_other, cached_writes, options.no_exec)
-        session = Session.mount(
-            operations, self._mountpoint, self._store_path, flags, pace=operations
-        )
+        if self._device is None:
+            session = Session.mount(
+                operations, self._mountpoint, self._store_path, flags, pace=operations
+            )
+        else:
+            session = Session.attach(
+                operations, self._mountpoint, self._device, flags, pace=operations
+            )
         self._view.ledger.init_request = session.init_request
         self._view.has_cached_writes = session.has_cached_writes
         log.info("mounted store=%s mountpoint=%s", self._store_path, self._mountpoint)
@@ -311,6 +343,7 @@ class LiveMount:
             ledger.init_request,
             operations,
             cached_writes=ledger.has_cached_writes,
+            is_private=self._options.is_private,
         )
         self._view.has_cached_writes = session.has_cached_writes
         log.warning("took over store=%s mountpoint=%s", self._store_path, self._mountpoint)

@@ -7,15 +7,12 @@ and lib/mount.c, util/fusermount.c, Linux fs/fuse/inode.c.
 """
 
 import array
-import ctypes
-import errno
 import functools
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +21,7 @@ import trio
 
 from dedupfs.errors import MountError
 from dedupfs.fuse import mountpoints
+from dedupfs.fuse.device import MountFlags, mount_device, open_device, raise_limits
 from dedupfs.fuse.handshake import Handshake, can_resend
 from dedupfs.fuse.mountpoints import MountBusyError
 from dedupfs.fuse.waiting import WORKERS_KEPT, Waiter, can_replace
@@ -31,12 +29,6 @@ from dedupfs.store import memory
 
 log = logging.getLogger(__name__)
 
-DEVICE = Path("/dev/fuse")
-READ_AHEAD_KIB = 1024
-"""The kernel's 128 make it ask for 128 KiB at a time; with this a request is up to 1 MiB."""
-
-DIRTY_PERCENT = 10
-"""Of what the machine may have in written pages that no disk has yet, a mount's share; else 1."""
 QUIET_S_MAX = 5.0
 """Under a storm of requests no moment is quiet; what had to arrive has by then."""
 
@@ -44,25 +36,6 @@ _RECEIVE_BYTES = WORKERS_KEPT + 1 << 20
 """Memory for libfuse's buffers of 1 MiB, one for each task that reads. When a daemon is killed
 while the kernel copies a request to a page that is not there yet, the request fails with EIO and
 is not kept for the next daemon (fs/fuse/dev.c, fuse_dev_do_read): so the pages are there before."""
-
-_MS_RDONLY = 0x1
-_MS_NOSUID = 0x2
-_MS_NODEV = 0x4
-_MS_NOEXEC = 0x8
-_MS_NOATIME = 0x400
-_MS_POSIXACL = 0x10000
-"""With it the kernel leaves the umask to us, which default ACLs need: they replace it."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountFlags:
-    """What a caller may choose about a mount."""
-
-    read_only: bool = False
-    allow_other: bool = False
-    cached_writes: bool = False
-    """Let the kernel keep writes in its page cache, where it can hand them to another daemon."""
-    no_exec: bool = False
 
 
 def prepare_mountpoint(mountpoint: Path, store_path: Path) -> Path:
@@ -116,10 +89,14 @@ class Pace(Protocol):
 class Session:
     """A mounted connection that pyfuse3 serves; one per process, since pyfuse3 has one."""
 
-    def __init__(self, mountpoint: Path, device: int) -> None:
-        """``device`` becomes libfuse's descriptor of the connection; pyfuse3 closes it."""
+    def __init__(self, mountpoint: Path, device: int, *, is_private: bool = False) -> None:
+        """``device`` becomes libfuse's descriptor of the connection; pyfuse3 closes it.
+
+        ``is_private``: the mount is in another mount namespace, and its maker takes care of it.
+        """
         self.mountpoint = mountpoint
         self.device = device
+        self._is_private = is_private
         self._handshake: Handshake | None = None
         self._waiter: Waiter | None = None
 
@@ -145,23 +122,49 @@ class Session:
     ) -> "Session":
         """Mount on a prepared mount point; ``source`` is what the mount table shows as device.
 
-        With ``pace`` the session makes its own handshake and spins before it parks, where this
-        pyfuse3 lets it; without, it is plain pyfuse3.
+        With ``pace`` (here and in ``attach``) the session makes its own handshake and spins before
+        it parks, where this pyfuse3 lets it; without, it is plain pyfuse3.
 
         Raises:
             MountError: in words that say what to do.
         """
         as_root = os.geteuid() == 0
-        mount = _mount_as_root if as_root else _mount_as_user
+        mount = mount_device if as_root else _mount_as_user
         device = mount(mountpoint, os.fsencode(source), flags)
-        session = cls(mountpoint, device)
-        if pace is not None and can_replace():
-            session._handshake = Handshake(device, cached_writes=flags.cached_writes)
         try:
-            session._begin(operations, pace)
+            return cls._started(operations, cls(mountpoint, device), flags, pace)
         except MountError:
             mountpoints.unmount(mountpoint, lazy=True)
             raise
+
+    @classmethod
+    def attach(
+        cls,
+        operations: pyfuse3.Operations,
+        mountpoint: Path,
+        device: int,
+        flags: MountFlags,
+        *,
+        pace: "Pace | None" = None,
+    ) -> "Session":
+        """Serve a new mount that somebody has made in a mount namespace of its own.
+
+        Raises:
+            MountError: libfuse refused.
+        """
+        session = cls(mountpoint, device, is_private=True)
+        return cls._started(operations, session, flags, pace)
+
+    @staticmethod
+    def _started(
+        operations: pyfuse3.Operations,
+        session: "Session",
+        flags: MountFlags,
+        pace: "Pace | None",
+    ) -> "Session":
+        if pace is not None and can_replace():
+            session._handshake = Handshake(session.device, cached_writes=flags.cached_writes)
+        session._begin(operations, pace)
         return session
 
     @classmethod
@@ -174,6 +177,7 @@ class Session:
         pace: "Pace",
         *,
         cached_writes: bool,
+        is_private: bool = False,
     ) -> "Session":
         """Go on with a connection whose daemon died; the kernel sends again what is unanswered.
 
@@ -184,7 +188,7 @@ class Session:
         """
         if not can_replace():
             raise MountError("this pyfuse3 cannot take a connection over")
-        session = cls(mountpoint, device)
+        session = cls(mountpoint, device, is_private=is_private)
         session._handshake = Handshake(device, init_request, cached_writes=cached_writes)
         session._begin(operations, pace)
         return session
@@ -226,6 +230,8 @@ class Session:
         Raises:
             MountError: not possible.
         """
+        if self._is_private:
+            return  # what is mounted there for us is another one
         mount = mountpoints.mount_at(self.mountpoint)
         if mount is None or not mount.is_ours:
             return  # somebody was quicker
@@ -268,60 +274,13 @@ class Session:
                 await self._waiter.quiet()
 
     def raise_limits(self) -> None:
-        """Let the kernel ask for more at once, and keep more that was written.
-
-        Only root can, so it is done where possible.
-
-        Only after the INIT reply, which would lower it again. The device number comes from the
-        mount table: a stat of our own mount would wait for ourselves.
-        """
-        mount = mountpoints.mount_at(self.mountpoint)
-        if mount is None or not mount.is_ours or os.geteuid() != 0:
-            return
-        for name, value in (("read_ahead_kb", READ_AHEAD_KIB), ("max_ratio", DIRTY_PERCENT)):
-            knob = Path(f"/sys/class/bdi/{mount.device}/{name}")
-            try:
-                knob.write_text(f"{value}\n")
-            except OSError as exc:  # a container with a read-only /sys: slower, not broken
-                log.info("limit left as it is path=%s: %s", knob, exc.strerror)
-
-
-def _open_device() -> int:
-    try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as exc:
-        raise MountError(
-            f"there is no {DEVICE}: run 'modprobe fuse', or give the container --device {DEVICE}"
-        ) from exc
-    except OSError as exc:
-        raise MountError(f"cannot open {DEVICE}: {exc.strerror}") from exc
-
-
-def _mount_as_root(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
-    device = _open_device()
-    data = f"fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions"
-    if flags.allow_other:
-        data += ",allow_other"
-    bits = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | _MS_POSIXACL
-    if flags.read_only:
-        bits |= _MS_RDONLY
-    if flags.no_exec:
-        bits |= _MS_NOEXEC
-    libc = ctypes.CDLL(None, use_errno=True)
-    fs_type = mountpoints.FS_TYPE.encode()
-    if libc.mount(source, os.fsencode(mountpoint), fs_type, bits, data.encode()) == 0:
-        return device
-    code = ctypes.get_errno()
-    os.close(device)
-    if code == errno.EPERM:
-        raise MountError(
-            f"cannot mount on {mountpoint}: not permitted; a container needs --cap-add SYS_ADMIN"
-        )
-    raise MountError(f"cannot mount on {mountpoint}: {os.strerror(code)}")
+        """Let the kernel ask for more at once; only after the INIT reply, which lowers it again."""
+        if not self._is_private:
+            raise_limits(self.mountpoint)
 
 
 def _mount_as_user(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
-    os.close(_open_device())  # fusermount3's own message does not say what to do
+    os.close(open_device())  # fusermount3's own message does not say what to do
     options = ["default_permissions", "noatime", f"subtype={mountpoints.SUBTYPE}"]
     options += ["allow_other"] if flags.allow_other else []
     options += ["ro"] if flags.read_only else []

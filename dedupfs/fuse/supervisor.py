@@ -61,18 +61,20 @@ def supervise(
     renewal: Renewal,
     baton: Baton | None = None,
     manager: ServiceManager = NOBODY,
+    device: int | None = None,
 ) -> None:
     """Run ``serve`` in a child, and again whenever that dies; ``ready`` when the first one answers.
 
     ``baton``: a mount is there already; this process has just become another program. ``manager``
     is told of everything; where it watches, a daemon that is silent for too long is replaced.
+    ``device``: a descriptor that the first daemon needs.
 
     Raises:
         DedupfsError: what the last daemon ended with.
     """
     gc.freeze()  # or the collector would write to, and so copy, every page that is shared
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would let no daemon be waited for
-    _Supervisor(serve, ready, renewal, baton, manager).run()
+    _Supervisor(serve, ready, renewal, baton, manager, device).run()
 
 
 @dataclass
@@ -113,6 +115,7 @@ class _Supervisor:
     renewal: Renewal
     baton: Baton | None = None
     manager: ServiceManager = NOBODY
+    device: int | None = None
     unready: int = 0
     deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_MAX))
 
@@ -138,10 +141,17 @@ class _Supervisor:
         if pid == 0:
             signals.restore()
             ours.close()
-            _close_all_but({theirs.fileno(), *(self.baton.fds.values() if self.baton else ())})
+            _close_all_but({theirs.fileno(), *self._kept()})
             os._exit(_be_the_daemon(self.serve, self.baton, theirs))
         theirs.close()
+        if self.device is not None:  # the first daemon has it now
+            os.close(self.device)
+            self.device = None
         return _Child(pid, os.pidfd_open(pid), ours)
+
+    def _kept(self) -> set[int]:
+        kept = set(self.baton.fds.values()) if self.baton else set()
+        return kept if self.device is None else {*kept, self.device}
 
     def _watch(self, child: _Child, signals: "_Signals") -> int:
         """Return the exit code of a daemon once it has ended; negative: the signal."""

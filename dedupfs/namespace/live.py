@@ -189,10 +189,19 @@ def remove_leftovers(store_path: Path) -> None:
     """Remove the files of anonymous mounts whose supervisor and daemon are gone."""
     for path in (store_path / RUN_DIRECTORY).glob("mount-*"):
         match = _ANONYMOUS.fullmatch(path.stem)
-        if match is None or Path("/proc", match[1]).exists():
+        if match is None or _is_running(int(match[1])):
             continue
         if not _is_listening(path.with_suffix(SOCKET_SUFFIX)):
             path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process runs; one that is dead and that nobody buries does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return status.rpartition(b") ")[2][:1] not in (b"Z", b"X")
 
 
 def _is_listening(socket_path: Path) -> bool:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.fuse import session
+from dedupfs.fuse.device import DEVICE
 from dedupfs.fuse.mountpoints import write_back
 from dedupfs.namespace.attributes import TIME_NS_MAX
 from tests.calls.actor import IDS
@@ -190,8 +190,8 @@ class Places:
         return self._daemons.start(name, allow_other=os.geteuid() == 0, **options)  # type: ignore[arg-type]
 
     def _user(self, name: str) -> Place:
-        self._device_mode = session.DEVICE.stat().st_mode & 0o7777
-        session.DEVICE.chmod(0o666)
+        self._device_mode = DEVICE.stat().st_mode & 0o7777
+        DEVICE.chmod(0o666)
         own = self._directory / "own"
         own.mkdir()
         os.chown(own, IDS["alice"], IDS["alice"])
@@ -271,7 +271,7 @@ class Places:
         for daemons in both:
             daemons.end_all()
         if self._device_mode is not None:
-            session.DEVICE.chmod(self._device_mode)
+            DEVICE.chmod(self._device_mode)
         for daemons in both:
             for store in {mounted.store for mounted in daemons.started}:
                 dedupfs("check", store)

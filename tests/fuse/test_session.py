@@ -11,8 +11,9 @@ import pytest
 pyfuse3 = pytest.importorskip("pyfuse3")
 
 from dedupfs.errors import MountError  # noqa: E402
-from dedupfs.fuse import mountpoints, session  # noqa: E402
-from dedupfs.fuse.session import MountFlags, Session, prepare_mountpoint  # noqa: E402
+from dedupfs.fuse import device, mountpoints  # noqa: E402
+from dedupfs.fuse.device import DEVICE, MountFlags  # noqa: E402
+from dedupfs.fuse.session import Session, prepare_mountpoint  # noqa: E402
 from tests.fuse.harness import DaemonError, Daemons, is_mounted, run_code  # noqa: E402
 
 NOBODY = 65534
@@ -52,13 +53,13 @@ def mount(mountpoint: Path) -> None:
 
 
 def test_no_device_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "DEVICE", tmp_path / "fuse")
+    monkeypatch.setattr(device, "DEVICE", tmp_path / "fuse")
     with pytest.raises(MountError, match="modprobe fuse"):
         mount(tmp_path)
 
 
 def test_a_closed_device_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "DEVICE", tmp_path)  # a directory cannot be opened for writing
+    monkeypatch.setattr(device, "DEVICE", tmp_path)  # a directory cannot be opened for writing
     with pytest.raises(MountError, match="cannot open"):
         mount(tmp_path)
 
@@ -67,7 +68,7 @@ def test_a_user_without_fusermount3_is_told_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fuse").touch()
-    monkeypatch.setattr(session, "DEVICE", tmp_path / "fuse")
+    monkeypatch.setattr(device, "DEVICE", tmp_path / "fuse")
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(MountError, match="install the package fuse3"):
@@ -80,7 +81,7 @@ def test_what_fusermount3_says_is_handed_on(
     helper = tmp_path / "helper"
     helper.write_text("#!/bin/sh\necho 'fusermount3: too many cooks' >&2\nexit 1\n")
     helper.chmod(0o755)
-    monkeypatch.setattr(session, "DEVICE", tmp_path / "helper")
+    monkeypatch.setattr(device, "DEVICE", tmp_path / "helper")
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     monkeypatch.setattr(shutil, "which", lambda name: str(helper))
     with pytest.raises(MountError, match=f"cannot mount on {tmp_path}: too many cooks"):
@@ -92,16 +93,16 @@ def test_what_fusermount3_says_is_handed_on(
 @pytest.fixture
 def users_own() -> Iterator[Path]:
     """A directory of an ordinary user, and a device that ordinary users may open."""
-    mode = os.stat(session.DEVICE).st_mode
+    mode = os.stat(DEVICE).st_mode
     with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
         directory = Path(name).resolve()
         os.chown(directory, NOBODY, NOBODY)
         directory.chmod(0o755)
-        session.DEVICE.chmod(0o666)
+        DEVICE.chmod(0o666)
         try:
             yield directory
         finally:
-            session.DEVICE.chmod(mode & 0o7777)
+            DEVICE.chmod(mode & 0o7777)
 
 
 @pytest.mark.fuse

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("pyfuse3")
 
-from dedupfs.fuse import session
+from dedupfs.fuse.device import DEVICE
 from tests.fuse.harness import Daemons, Mounted, run_code
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -31,16 +31,16 @@ OTHER = 54321
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A directory where others may look, on a device that ordinary users may open."""
-    mode = session.DEVICE.stat().st_mode
+    mode = DEVICE.stat().st_mode
     with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
         directory = Path(name).resolve()
         os.chown(directory, NOBODY, NOBODY)
         directory.chmod(0o755)
-        session.DEVICE.chmod(0o666)
+        DEVICE.chmod(0o666)
         try:
             yield directory
         finally:
-            session.DEVICE.chmod(stat.S_IMODE(mode))
+            DEVICE.chmod(stat.S_IMODE(mode))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.fuse.session import DEVICE
+from dedupfs.fuse.device import DEVICE
 from dedupfs.maintenance.check import check
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.view import Caller, View

@@ -1,0 +1,299 @@
+"""The command ``run``: a command in a private view of a snapshot, of which nothing stays.
+
+Knows how mount, daemon and command follow each other; the namespaces are ``fuse/private``'s, the
+processes ``cli/jobs``'s. The daemon is outside of the namespaces: so it holds nothing of them, and
+when their last process ends, by whatever, the kernel ends the mount, and with it the daemon.
+Specified in docs/cli.md.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from dedupfs.cli import background, jobs, output
+from dedupfs.cli.arguments import parse_tags
+from dedupfs.errors import DedupfsError, MountError, UsageError
+from dedupfs.fuse import device, mountpoints, private
+from dedupfs.namespace import live
+
+ROOT_DIRECTORY = "root"
+"""In the run directory: where the view is mounted when nobody says where; the same for all runs,
+for each of them has it to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for."""
+
+    store: Path
+    snapshot: str
+    mountpoint: Path
+    read_only: bool
+    limit_bytes: int | None
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("snapshot")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--commit", metavar="NAME", help="Freeze the view as NAME if COMMAND succeeds.")
+@click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag that snapshot; repeatable.")
+@click.option("--at", type=click.Path(path_type=Path), help="Show the tree on this directory.")
+@click.option("--bind", "binds", metavar="SRC:DST", multiple=True, help="Show SRC at DST, too.")
+@click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own.")
+@click.pass_context
+def run(
+    context: click.Context,
+    store: Path,
+    snapshot: str,
+    command: tuple[str, ...],
+    commit: str | None,
+    tags: tuple[str, ...],
+    at: Path | None,
+    binds: tuple[str, ...],
+    read_only: bool,
+    limit: str | None,
+) -> None:
+    """Run COMMAND in a view of SNAPSHOT that nobody else sees and that goes with it.
+
+    \b
+    Examples:
+      dedupfs run store/ nightly -- make test
+      dedupfs run store/ nightly --commit built --bind ~/.cache/pip:.pip -- ./build.sh
+    """
+    if read_only and (commit is not None or limit is not None):
+        raise UsageError("--read-only writes nothing: not with --commit or --limit")
+    if tags and commit is None:
+        raise UsageError("--tag is for the snapshot that --commit makes")
+    request = None if commit is None else live.Commit(commit, b"", parse_tags(tags))
+    store = Path(os.path.abspath(store))
+    order = Order(
+        store,
+        snapshot,
+        _mountpoint(store, at),
+        read_only,
+        None if limit is None else output.parse_size(limit),
+    )
+    context.exit(_Run(order, [_split(bind) for bind in binds], request).run(command))
+
+
+def _mountpoint(store: Path, at: Path | None) -> Path:
+    if not (store / "dedupfs.json").is_file():
+        raise UsageError(f"{store} is not a store: there is no dedupfs.json")
+    if at is None:
+        run_directory = store / live.RUN_DIRECTORY
+        try:
+            run_directory.mkdir(mode=0o700, exist_ok=True)
+            (run_directory / ROOT_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+        except OSError as exc:
+            raise MountError(f"cannot write in {run_directory}: {exc.strerror}") from exc
+        return Path(os.path.realpath(run_directory / ROOT_DIRECTORY))
+    found = Path(os.path.realpath(at))
+    if not at.is_absolute() or found == Path("/") or not found.is_dir():
+        raise UsageError(f"--at {at}: give the absolute path of a directory that is there, not /")
+    return found
+
+
+def _split(text: str) -> tuple[Path, str]:
+    source, colon, target = text.rpartition(":")
+    if not colon or not source or not target:
+        raise UsageError(f"--bind {text!r} is not of the form SRC:DST")
+    return Path(os.path.abspath(source)), target
+
+
+class _Run:
+    """One run, from its daemon's start to its end."""
+
+    def __init__(
+        self,
+        order: Order,
+        binds: list[tuple[Path, str]],
+        request: live.Commit | None,
+    ) -> None:
+        self._order = order
+        self._binds = binds
+        self._request = request
+        self._daemon = 0
+        self._daemon_code: int | None = None
+        self._alone: live.ProcessEnd | None = None
+        self._run_directory = -1
+
+    def run(self, command: tuple[str, ...]) -> int:
+        """Return the command's exit code once nothing of it is left."""
+        with ExitStack() as stack:
+            run_directory = self._order.store / live.RUN_DIRECTORY
+            self._run_directory = os.open(run_directory, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, self._run_directory)
+            stack.callback(self._end_daemon)
+            self._mount(stack)
+            signals = stack.enter_context(jobs.Signals())
+            job = jobs.start(command, self._order.mountpoint, signals)
+            stack.callback(job.kill)
+            code = self._watch(job, signals)
+            job.raise_failure()
+            if code == 0 and self._request is not None:
+                self._commit(self._request)
+        return code
+
+    def _mount(self, stack: ExitStack) -> None:
+        """Start the daemon, which imports meanwhile, and mount for it."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                starting = background.start(_daemon(self._order, theirs), {theirs.fileno()})
+            try:
+                private.enter()
+                binds = [private.open_bind(source, target) for source, target in self._binds]
+                self._connect(ours, stack)
+            except BaseException:
+                ours.close()  # it ends by that
+                os.waitpid(starting.pid, 0)
+                raise
+        try:
+            starting.wait()
+        except BaseException:  # it has told why
+            self._remove_files(starting.pid)
+            raise
+        self._daemon = starting.pid
+        device.raise_limits(self._order.mountpoint)
+        for bind in binds:
+            private.bind(bind, self._order.mountpoint)
+            os.close(bind.source)
+
+    def _connect(self, line: socket.socket, stack: ExitStack) -> None:
+        """Mount, and hand the connection over."""
+        flags = device.MountFlags(self._order.read_only, allow_other=True)
+        mountpoint = self._order.mountpoint
+        connection = device.mount_device(mountpoint, os.fsencode(self._order.store), flags)
+        stack.callback(private.discard, mountpoint)
+        try:
+            socket.send_fds(line, [b"mounted"], [connection])
+        except BrokenPipeError:
+            return  # the daemon could not even start; it says why
+        finally:
+            os.close(connection)  # or the mount would outlive the daemon
+
+    def _watch(self, job: jobs.Job, signals: jobs.Signals) -> int:
+        """Pass signals on until the command has ended."""
+        while not job.has_ended():
+            if self._daemon_has_ended() and not self._goes_on_alone():
+                job.kill()
+                log = self._order.store / live.RUN_DIRECTORY / (self._stem + live.LOG_SUFFIX)
+                raise MountError(
+                    f"the daemon ended with code {self._daemon_code}, so the command was killed; "
+                    f"its log is {log}"
+                )
+            came = signals.next()
+            if came.si_signo != signal.SIGCHLD:
+                job.pass_on(came)
+        assert job.code is not None
+        return job.code
+
+    @property
+    def _stem(self) -> str:
+        return live.anonymous_stem(self._daemon)
+
+    @property
+    def _socket_path(self) -> Path:
+        # By descriptor: the view may be mounted over the way to the store.
+        return Path(f"/proc/self/fd/{self._run_directory}", self._stem + live.SOCKET_SUFFIX)
+
+    def _commit(self, request: live.Commit) -> None:
+        mountpoints.write_back(self._order.mountpoint)
+        live.ask(self._socket_path, request)
+
+    def _daemon_has_ended(self) -> bool:
+        if self._daemon_code is None:
+            pid, status = os.waitpid(self._daemon, os.WNOHANG)
+            if pid:
+                self._daemon_code = os.waitstatus_to_exitcode(status)
+        return self._daemon_code is not None
+
+    def _goes_on_alone(self) -> bool:
+        """Whether only the supervisor was killed."""
+        if self._alone is None:
+            try:
+                reply = live.ask(self._socket_path, live.Status(), timeout_s=live.STATUS_TIMEOUT_S)
+            except DedupfsError:
+                return False
+            assert isinstance(reply, live.Running)
+            self._alone = live.ProcessEnd(reply.pid)
+        return True
+
+    def _end_daemon(self) -> None:
+        """Wait until the daemon, whose mount is gone, has put everything away."""
+        if not self._daemon:
+            return
+        if self._alone is not None:
+            self._alone.wait()
+        elif not self._daemon_has_ended():
+            _pid, status = os.waitpid(self._daemon, 0)
+            self._daemon_code = os.waitstatus_to_exitcode(status)
+        if self._daemon_code == 0 or self._alone is not None:
+            self._remove_files(self._daemon)
+
+    def _remove_files(self, daemon: int) -> None:
+        for suffix in (live.SOCKET_SUFFIX, live.LOG_SUFFIX):
+            with suppress(OSError):
+                os.unlink(live.anonymous_stem(daemon) + suffix, dir_fd=self._run_directory)
+
+    def _lonely_daemon(self) -> live.ProcessEnd | None:
+        try:
+            reply = live.ask(self._socket_path, live.Status(), timeout_s=live.STATUS_TIMEOUT_S)
+        except DedupfsError:
+            return None
+        return live.ProcessEnd(reply.pid) if isinstance(reply, live.Running) else None
+
+
+def _daemon(order: Order, line: socket.socket) -> background.Body:
+    """Return what the daemon does: import, wait for its mount, serve it."""
+    # As the rest of the machine can reach it, with the rights of who runs the command.
+    seen = Path(f"/proc/{os.getpid()}/root{order.mountpoint}")
+
+    def body(ready: Callable[[], None]) -> None:
+        try:
+            from dedupfs.cli import upgrade
+            from dedupfs.fuse import server, supervisor
+            from dedupfs.fuse.relay import Baton
+        except ImportError as exc:
+            raise MountError(
+                f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
+            ) from exc
+        with line:
+            _said, fds, _flags, _address = socket.recv_fds(line, 16, 1)
+        if not fds:
+            return  # it was not mounted, for a reason that is told already
+        connection = fds[0]
+        options = server.MountOptions(
+            snapshot=order.snapshot,
+            ephemeral=not order.read_only,
+            read_only=order.read_only,
+            allow_other=True,
+            limit_bytes=order.limit_bytes,
+            supervisor=os.getpid(),
+            since_ns=time.time_ns(),
+            is_private=True,
+        )
+        background.log_to(order.store / live.RUN_DIRECTORY / (options.stem + live.LOG_SUFFIX))
+        mounted = upgrade.SupervisedMount(order.store, seen, options)
+
+        def serve(baton: Baton | None, ready: server.Ready) -> None:
+            if baton is None:
+                server.serve(order.store, seen, options, ready, connection)
+            else:
+                mounted.serve(baton, ready)
+
+        supervisor.supervise(serve, ready, mounted, device=connection)
+
+    return body
+
+
+COMMANDS: list[click.Command] = [run]
