@@ -27,6 +27,7 @@ TOP = "dedupfs.cli.top"
 STATUS = "dedupfs.cli.status"
 METRICS = "dedupfs.cli.metrics"
 DOCTOR = "dedupfs.cli.doctor"
+MAN = "dedupfs.cli.man"
 CHECKOUTS = "dedupfs.cli.checkouts"
 VOLUMES = "dedupfs.cli.volumes"
 
@@ -78,6 +79,7 @@ SECTIONS: dict[str, Section] = {
     "The machine": {
         "doctor": (DOCTOR, "Say what this machine lacks for mounts and a store."),
         "completion": (STORES, "Print the script that completes commands in a shell."),
+        "man": (MAN, "Write the manual pages."),
     },
 }
 COMMANDS: Section = {

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from dedupfs.cli import output
+from dedupfs.cli import logs
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.namespace.live import Failed
 
@@ -147,17 +147,20 @@ def _let_go(keep: set[int]) -> None:
                 continue
 
 
-def log_to(path: Path) -> None:
+def log_to(path: Path, log_format: str = "text") -> None:
     """Send standard output, standard error and the log to a file that only its owner reads."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    log_to_stderr()
+    log_to_stderr(log_format)
 
 
-def log_to_stderr() -> None:
-    """Set up the log of a daemon, in place of a command's; DEBUG stays if it was asked for."""
+def log_to_stderr(log_format: str = "text") -> None:
+    """Set up the log of a daemon, in place of a command's; DEBUG stays if it was asked for.
+
+    ``log_format``: one of ``logs.FORMATS``; "journal" passes standard error by.
+    """
     level = min(logging.INFO, logging.getLogger().level)
-    output.log_to_stderr(level, LOG_FORMAT, force=True)
+    logs.set_up(level, log_format, LOG_FORMAT)

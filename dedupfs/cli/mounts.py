@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from dedupfs.cli import background, changes, output
+from dedupfs.cli import background, changes, logs, output
 from dedupfs.cli.arguments import parse_tags
 from dedupfs.errors import MountError, StoreBusyError, UsageError
 from dedupfs.fuse import mountpoints
@@ -35,6 +35,11 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 @click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
 @click.option("--no-auto-gc", is_flag=True, help="Leave others' garbage alone on a full disk, too.")
 @click.option("--metrics", metavar="[ADDRESS:]PORT", help="Answer Prometheus there.")
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    help="How to log (default: journal under systemd with --foreground, else text).",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; files' modes still hold.")
 def mount(
@@ -48,6 +53,7 @@ def mount(
     no_writeback: bool,
     no_auto_gc: bool,
     metrics: str | None,
+    log_format: str | None,
     foreground: bool,
     allow_other: bool,
 ) -> None:
@@ -77,6 +83,7 @@ def mount(
         limit_bytes=None if limit is None else output.parse_size(limit),
         auto_gc=not no_auto_gc,
         metrics=metrics or "",
+        log_format=log_format or ("journal" if foreground and logs.is_journal(2) else "text"),
     )
     if foreground:
         body(_nothing)
@@ -102,6 +109,7 @@ def serve(
     auto_gc: bool = True,
     no_exec: bool = False,
     metrics: str = "",
+    log_format: str = "text",
 ) -> None:
     """Be the supervisor of the daemons. Everything heavy is imported here, behind the fork."""
     try:
@@ -133,14 +141,14 @@ def serve(
         upgrade.import_metrics()
     if foreground:
         os.chdir("/")  # a working directory below the mount would wait for ourselves
-        background.log_to_stderr()
+        background.log_to_stderr(log_format)
     mountpoint = session.prepare_mountpoint(mountpoint, store_path)
     if create and not read_only and snapshot is None:
         server.ensure_store(store_path)
     if not foreground and store_path.is_dir():
         run_directory = store_path / live.RUN_DIRECTORY
-        background.log_to(run_directory / (options.stem + live.LOG_SUFFIX))
-    mounted = upgrade.SupervisedMount(store_path, mountpoint, options, leave_group)
+        background.log_to(run_directory / (options.stem + live.LOG_SUFFIX), log_format)
+    mounted = upgrade.SupervisedMount(store_path, mountpoint, options, leave_group, log_format)
     supervisor.supervise(mounted.serve, ready, mounted, manager=manager)
 
 

@@ -40,6 +40,7 @@ class _Order(msgspec.Struct, frozen=True):
     options: server.MountOptions
     baton: Baton
     log_level: int
+    log_format: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class SupervisedMount:
     options: server.MountOptions
     leave_group: bool = False
     """The first daemon mounts in the process group that it was started in, then leaves it."""
+    log_format: str = "text"
 
     def serve(self, baton: Baton | None, ready: server.Ready) -> None:
         """Be a daemon: the first one, or one that goes on."""
@@ -73,7 +75,12 @@ class SupervisedMount:
         """Become that dedupfs."""
         level = logging.getLogger().level
         order = _Order(
-            str(self.store_path), str(self.mountpoint), self.options, baton, log_level=level
+            str(self.store_path),
+            str(self.mountpoint),
+            self.options,
+            baton,
+            log_level=level,
+            log_format=self.log_format,
         )
         for fd in baton.fds.values():
             os.set_inheritable(fd, True)
@@ -98,13 +105,18 @@ def go_on(probe: int | None) -> None:
         raise UsageError("this command is for 'dedupfs mount', which hands a mount over by it")
     order = msgspec.msgpack.decode(base64.b64decode(encoded), type=_Order)
     logging.getLogger().setLevel(order.log_level)
-    background.log_to_stderr()
+    background.log_to_stderr(order.log_format)
     if order.options.metrics:
         with suppress(MountError):  # not installed any more: daemons say so
             import_metrics()
     for fd in order.baton.fds.values():
         os.set_inheritable(fd, False)
-    mount = SupervisedMount(Path(order.store_path), Path(order.mountpoint), order.options)
+    mount = SupervisedMount(
+        Path(order.store_path),
+        Path(order.mountpoint),
+        order.options,
+        log_format=order.log_format,
+    )
     subject = f"{order.store_path} on {order.mountpoint}"
     manager = ServiceManager.from_environment(os.environ, os.getpid(), subject)
     supervise(mount.serve, lambda: None, mount, order.baton, manager)

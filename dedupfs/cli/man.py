@@ -1,0 +1,195 @@
+"""The command man: a page for each command, from the same source as --help.
+
+Writes roff, man(7), from what click knows of the commands; knows none of them. What is the same on
+all pages, the exit codes, is the table of docs/cli.md in short.
+"""
+
+import inspect
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from dedupfs import __version__
+from dedupfs.cli import output
+from dedupfs.errors import SourceError
+
+_BLOCK = "\b"
+"""click's mark of a paragraph that is not to be filled."""
+_CODES = (
+    ("0", "done"),
+    ("1", "no such thing; or differences, or something to mend, where a command says so"),
+    ("2", "wrong arguments, a name that is taken, a path that is no store"),
+    ("3", "the store or its disk failed, or is damaged"),
+    ("4", "the store was made by a newer dedupfs"),
+    ("5", "the disk or the quota is full"),
+    ("6", "somebody else holds the store or the view"),
+    ("7", "something outside the store could not be read or written; the rest was done"),
+    ("8", "the mount could not be made or ended"),
+    ("70", "a bug of dedupfs"),
+    ("130", "interrupted"),
+    ("141", "the reader of standard output has gone"),
+)
+
+
+@click.command()
+@click.option(
+    "--output",
+    "directory",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the pages there.",
+)
+@click.pass_context
+def man(ctx: click.Context, directory: Path) -> None:
+    """Write the manual pages: dedupfs.1, and dedupfs-COMMAND.1 for each command.
+
+    \b
+    Example:
+      dedupfs man --output ~/.local/share/man/man1
+    """
+    root = ctx.find_root().command
+    assert isinstance(root, click.Group)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        count = 0
+        for name, text in pages(root):
+            (directory / name).write_text(text)
+            count += 1
+    except OSError as exc:
+        raise SourceError(f"cannot write to {directory}: {exc.strerror}") from exc
+    output.print_line(f"{output.count_text(count, 'page')} in {directory}")
+
+
+def pages(root: click.Group) -> Iterator[tuple[str, str]]:
+    """Yield the file name and the text of every page."""
+    context = click.Context(root, info_name="dedupfs", **root.context_settings)
+    names = root.list_commands(context)
+    commands = {name: root.get_command(context, name) for name in names}
+    yield "dedupfs.1", _root_page(context, root, {k: v for k, v in commands.items() if v})
+    for name, command in commands.items():
+        if command is not None:
+            inner = click.Context(command, info_name=name, parent=context)
+            yield f"dedupfs-{name}.1", _page(inner, command)
+
+
+def _root_page(
+    context: click.Context, root: click.Group, commands: dict[str, click.Command]
+) -> str:
+    listed = [
+        part
+        for name, command in commands.items()
+        for part in (".TP", f"\\fBdedupfs\\-{_inline(name)}\\fR(1)", _text(_summary(command)))
+    ]
+    return _joined(
+        _head("dedupfs", _summary(root)),
+        [".SH SYNOPSIS", f"\\fBdedupfs\\fR {_inline('[OPTIONS] COMMAND [ARGUMENTS]...')}"],
+        _description(root),
+        _options(context, root),
+        [".SH COMMANDS", *listed],
+        _exit_status(),
+    )
+
+
+def _page(context: click.Context, command: click.Command) -> str:
+    parts = [
+        _head(f"dedupfs-{command.name}", _summary(command)),
+        [".SH SYNOPSIS", _usage(context, command)],
+        _description(command),
+        _options(context, command),
+    ]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            if inner is not None and not inner.hidden:
+                below = click.Context(inner, info_name=name, parent=context)
+                parts.append([f'.SH "{_inline(name.upper())}"', _usage(below, inner)])
+                parts.append(_description(inner, heading=False))
+                parts.append(_options(below, inner, heading=False))
+    return _joined(*parts, _exit_status(), [".SH SEE ALSO", "\\fBdedupfs\\fR(1)"])
+
+
+def _joined(*parts: list[str]) -> str:
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _head(name: str, summary: str) -> list[str]:
+    # https://reproducible-builds.org/specs/source-date-epoch
+    made_s = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    date = time.strftime("%Y-%m-%d", time.gmtime(made_s))
+    title = f'.TH "{_inline(name.upper())}" "1" "{date}" "dedupfs {__version__}" "dedupfs"'
+    return [title, ".SH NAME", f"{_inline(name)} \\- {_inline(summary.rstrip('.'))}"]
+
+
+def _usage(context: click.Context, command: click.Command) -> str:
+    words = " ".join(command.collect_usage_pieces(context))
+    return f"\\fB{_inline(context.command_path)}\\fR {_inline(words)}"
+
+
+def _summary(command: click.Command) -> str:
+    paragraph = inspect.cleandoc(command.help or command.name or "").split("\n\n")[0]
+    return " ".join(paragraph.replace(_BLOCK, "").split())
+
+
+def _description(command: click.Command, *, heading: bool = True) -> list[str]:
+    lines = [".SH DESCRIPTION"] if heading else []
+    for position, paragraph in enumerate(_paragraphs(inspect.cleandoc(command.help or ""))):
+        if position or not heading:
+            lines.append(".PP")
+        if not paragraph.startswith(_BLOCK):
+            lines.append(_text(" ".join(paragraph.split())))
+            continue
+        rows = [row for row in paragraph.removeprefix(_BLOCK).split("\n") if row.strip()]
+        if rows and re.fullmatch(r"Examples?:", rows[0].strip()):
+            lines += [_text(rows[0].strip()), ".RS 4"]
+            lines += [".nf", *(_text(row.strip()) for row in rows[1:]), ".fi", ".RE"]
+        else:
+            lines += [".nf", *map(_text, rows), ".fi"]
+    return lines
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip("\n") for part in re.split(r"\n\s*\n", text.strip("\n")) if part.strip()]
+
+
+def _options(context: click.Context, command: click.Command, *, heading: bool = True) -> list[str]:
+    records = [
+        record
+        for parameter in command.get_params(context)
+        if (record := parameter.get_help_record(context)) is not None and record[1]
+    ]
+    lines = [".SH OPTIONS"] if heading and records else []
+    for names, about in records:
+        lines += [".TP", f"\\fB{_inline(' '.join(names.split()))}\\fR", _text(about or "")]
+    return lines
+
+
+def _exit_status() -> list[str]:
+    return [
+        ".SH EXIT STATUS",
+        *(part for code, about in _CODES for part in (".TP", f"\\fB{code}\\fR", _text(about))),
+    ]
+
+
+def _inline(text: str) -> str:
+    """Escape text for roff: what is typed stays what can be copied."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return (
+        escaped.replace("'", "\\(aq")
+        .replace("`", "\\(ga")
+        .replace("^", "\\(ha")
+        .replace("~", "\\(ti")
+    )
+
+
+def _text(line: str) -> str:
+    """Return a line of text, which may begin with what is a request elsewhere."""
+    escaped = _inline(line) or "\\&"
+    return "\\&" + escaped if escaped.startswith(".") else escaped
+
+
+COMMANDS: list[click.Command] = [man]

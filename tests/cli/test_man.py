@@ -1,0 +1,79 @@
+"""man: a page for each command that says what --help says, and that man's own checkers accept."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from dedupfs.cli import man
+from dedupfs.cli.app import COMMANDS, app
+from tests.cli.conftest import Run
+from tests.fuse.harness import REPOSITORY
+
+
+@pytest.fixture
+def directory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    found = tmp_path / "a" / "man1"
+    run("man", "--output", found)
+    return found
+
+
+def plain(text: str) -> str:
+    """Undo roff's escapes of characters and fonts."""
+    for escape, character in (("(aq", "'"), ("(ga", "`"), ("(ha", "^"), ("(ti", "~"), ("-", "-")):
+        text = text.replace(f"\\{escape}", character)
+    return re.sub(r"\\f[BR]|\\&", "", text).replace("\\e", "\\")
+
+
+def test_each_command_has_a_page_with_all_its_options(directory: Path) -> None:
+    pages = {path.name for path in directory.iterdir()}
+    assert pages == {"dedupfs.1", *(f"dedupfs-{name}.1" for name in COMMANDS)}
+    overview = plain((directory / "dedupfs.1").read_text())
+    context = click.Context(app, info_name="dedupfs")
+    for name in COMMANDS:
+        command = app.get_command(context, name)
+        assert command is not None
+        page = plain((directory / f"dedupfs-{name}.1").read_text())
+        assert page.startswith(f'.TH "DEDUPFS-{name.upper()}" "1" "1970-01-02"')
+        commands = [command, *getattr(command, "commands", {}).values()]
+        for parameter in (each for one in commands if not one.hidden for each in one.params):
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert all(option in page for option in parameter.opts), parameter
+        assert f"dedupfs-{name}(1)" in overview
+
+
+def test_the_exit_codes_are_those_of_the_table(directory: Path) -> None:
+    table = (REPOSITORY / "docs" / "cli.md").read_text().partition("## Exit codes")[2]
+    documented = re.findall(r"^\| (\d+) \|", table.partition("\n## ")[0], re.MULTILINE)
+    assert [code for code, _ in man._CODES] == documented
+
+
+def test_the_pages_are_the_same_when_nothing_changed(
+    directory: Path, run: Run, tmp_path: Path
+) -> None:
+    run("man", "--output", tmp_path / "again")
+    for path in directory.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    (tmp_path / "file").touch()
+    run("man", "--output", tmp_path / "file" / "below", code=7)
+
+
+@pytest.mark.program("mandoc")
+def test_mandoc_finds_nothing_to_say(directory: Path) -> None:
+    check(["mandoc", "-Tlint", "-W", "warning", *map(str, sorted(directory.iterdir()))])
+
+
+@pytest.mark.program("groff")
+def test_groff_finds_nothing_to_say(directory: Path) -> None:
+    pages = sorted(map(str, directory.iterdir()))
+    check(["groff", "-ww", "-man", "-Tutf8", "-z", *pages])
+
+
+def check(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
