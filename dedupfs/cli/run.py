@@ -124,6 +124,7 @@ class _Run:
         self._daemon = 0
         self._daemon_code: int | None = None
         self._alone: live.ProcessEnd | None = None
+        self._is_told = False
         self._run_directory = -1
 
     def run(self, command: tuple[str, ...]) -> int:
@@ -186,20 +187,26 @@ class _Run:
         while not job.has_ended():
             if self._daemon_has_ended() and not self._goes_on_alone():
                 job.kill()
-                log = self._order.store / live.RUN_DIRECTORY / (self._stem + live.LOG_SUFFIX)
+                self._is_told = True
                 raise MountError(
                     f"the daemon ended with code {self._daemon_code}, so the command was killed; "
-                    f"its log is {log}"
+                    f"its log is {self._log}"
                 )
             came = signals.next()
             if came.si_signo != signal.SIGCHLD:
                 job.pass_on(came)
+        if self._daemon_has_ended():
+            self._goes_on_alone()  # in the same moment: it has to be waited for all the same
         assert job.code is not None
         return job.code
 
     @property
     def _stem(self) -> str:
         return live.anonymous_stem(self._daemon)
+
+    @property
+    def _log(self) -> Path:
+        return self._order.store / live.RUN_DIRECTORY / (self._stem + live.LOG_SUFFIX)
 
     @property
     def _socket_path(self) -> Path:
@@ -239,6 +246,8 @@ class _Run:
             self._daemon_code = os.waitstatus_to_exitcode(status)
         if self._daemon_code == 0 or self._alone is not None:
             self._remove_files(self._daemon)
+        elif not self._is_told:
+            output.note(f"the daemon ended with code {self._daemon_code}; its log is {self._log}")
 
     def _remove_files(self, daemon: int) -> None:
         for suffix in (live.SOCKET_SUFFIX, live.LOG_SUFFIX):

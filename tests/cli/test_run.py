@@ -21,7 +21,7 @@ import pytest
 
 from dedupfs.fuse.device import DEVICE
 from tests.cli.conftest import Run
-from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, eventually, read_until
+from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, eventually, read_until, run_code
 
 pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
@@ -305,6 +305,8 @@ sys.exit(dedupfs.cli.main(sys.argv[2:]))
 @pytest.fixture
 def users_store() -> Iterator[Path]:
     """A place of an ordinary user, on a device that ordinary users may open."""
+    if run_code("os.execvp('unshare', ['unshare', '-Urm', 'true'])", USER).returncode != 0:
+        pytest.skip("an ordinary user may not make a user namespace here")
     mode = DEVICE.stat().st_mode
     with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
         directory = Path(name).resolve()
@@ -338,7 +340,7 @@ def test_an_ordinary_user_runs_and_commits_and_stays_who_he_is(users_store: Path
     os.chown(tree / "a", USER, USER)
     as_user("init", users_store)
     as_user("import", users_store, tree, "snap")
-    script = "id -u; echo new > a; mkdir -p b/c; stat -c %u a b/c; ps -e | wc -l; exit 3"
+    script = "id -u; echo new > a; mkdir -p b/c; stat -c %u a b/c; exit 3"
     bind = f"{tree}:b/tree"
     words = ["run", users_store, "snap", "--bind", bind, "--", "sh", "-ec", script]
     assert as_user(*words, code=3).split()[:3] == [str(USER)] * 3
