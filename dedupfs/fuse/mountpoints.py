@@ -111,14 +111,15 @@ def answers_within(mount: Mount, seconds: float) -> bool | None:
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        ended = bool(poll.poll(seconds * 1000))
-        if not ended:
-            os.kill(pid, signal.SIGKILL)  # the kernel lets go of who waits for FUSE: fuse(4)
-        _pid, status = os.waitpid(pid, 0)
+        if not poll.poll(seconds * 1000):
+            # Not waited for: when a daemon has taken the request, not even SIGKILL ends the wait
+            # before it answers (fs/fuse/dev.c, request_wait_answer).
+            os.kill(pid, signal.SIGKILL)
+            return None
     finally:
         os.close(handle)
-    code = os.waitstatus_to_exitcode(status)
-    return {0: True, 1: False}.get(code) if ended else None
+    _pid, status = os.waitpid(pid, 0)
+    return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
 
 
 def clear_stale(mountpoint: Path) -> int:

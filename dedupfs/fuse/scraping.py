@@ -160,8 +160,11 @@ class Prometheus:
         self.address = address_of(self._listener)
 
     async def run(self) -> None:
-        """Answer until cancelled."""
-        await MetricsServer(self._listener, self._page, metrics.CONTENT_TYPE).run()
+        """Answer until cancelled, or until the socket is of no use any more."""
+        try:
+            await MetricsServer(self._listener, self._page, metrics.CONTENT_TYPE).run()
+        except* OSError as group:  # the network has gone: accept(2); the mount has not
+            log.error("no metrics any more: %r", group.exceptions)
 
     def close(self) -> None:
         """Let go of the address."""
