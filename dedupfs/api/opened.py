@@ -152,15 +152,21 @@ class Opened:
         ids: list[RecordId] = []
         while self._due:
             ids += self._due.popleft()
-        with self.core.transaction() as txn:
-            for record_id in ids:
-                txn.unpin(self._holder.name, record_id)
+        try:
+            with self.core.transaction() as txn:
+                for record_id in ids:
+                    txn.unpin(self._holder.name, record_id)
+        except StoreFullError:  # later, then: neither reading nor gc shall end by it
+            self._due.append(ids)
+        except BaseException:
+            self._due.append(ids)
+            raise
 
     # --- the end ---------------------------------------------------------------------------------
 
     def release(self) -> None:
         """One user less; the last one closes the store."""
-        with _registry_lock, self.lock:
+        with self.lock, _registry_lock:  # never the other way round
             self.users -= 1
             core = self._core
             if self.users > 0 or core is None:
@@ -189,10 +195,10 @@ class Opened:
         self.lock = threading.RLock()
         self.trees_lock = threading.RLock()
         self.why_closed = _IN_A_FORK
-        for view in list(self.views):
-            _keep_for_ever(view.forget())
         _keep_for_ever((self._core, self._holder))
         self._core = None
+        for view in list(self.views):
+            _keep_for_ever(view.forget())
 
 
 def _keep_for_ever(thing: object) -> None:

@@ -370,6 +370,9 @@ class View:
                 raise NotFoundError(f"no {shown_path(old)!r}")
             if not source.name or not target.name:
                 raise InvalidError("the root of a view cannot be renamed")
+            above = names_of(new)
+            if target.attr is not None and names_of(old)[: len(above) + 1][:-1] == above:
+                raise NotEmptyError(f"{shown_path(old)!r} is in {shown_path(new)!r}")
             self.core.rename(source.parent, source.name, target.parent, target.name, 0)
             if target.attr is not None and target.attr.inode != source.attr.inode:
                 self.core.forget([(target.attr.inode, 1)])

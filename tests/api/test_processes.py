@@ -206,3 +206,24 @@ assert not {"click", "rich", "trio", "pyfuse3", "fsspec", "dedupfs.maintenance.g
     with pytest.raises(AttributeError, match="nothing"):
         dedupfs.nothing  # noqa: B018
     assert {"Store", "Snapshot", "View", "errors"} <= set(dir(dedupfs))
+
+
+def test_a_full_disk_ends_neither_reading_nor_the_giving_up_of_what_was_read(
+    store: dedupfs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store["one"].clone("two").tag(n=2)
+    assert store["one"].read_bytes("a/x.txt") == b"hello\n"
+    gc.collect()
+
+    def full() -> None:
+        raise dedupfs.errors.StoreFullError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._opened.core, "transaction", full)
+        assert store["one"].read_bytes("a/b/big") == BIG
+        store._opened.let_go()
+        assert store["two"].read_bytes("a/x.txt") == b"hello\n"
+    assert store.gc() >= 0
+    store["one"].remove()
+    store["two"].remove()
+    assert store.gc() > len(BIG) // 2

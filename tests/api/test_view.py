@@ -5,6 +5,7 @@ Method for the first: the same random calls on a view and on a directory of the 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -131,6 +132,16 @@ def test_files_are_opened_as_the_built_in_open_does(store: dedupfs.Store) -> Non
             with pytest.raises(OSError, match="not open for reading"):
                 raw.read(1)
         assert view.read_bytes("w") == b"123"
+
+
+def test_a_file_cannot_take_the_place_of_the_directory_it_is_in(store: dedupfs.Store) -> None:
+    with store.scratch(snapshot="one") as view:
+        with pytest.raises(OSError, match="is in 'a'") as caught:
+            view.rename("a/x.txt", "a")
+        assert caught.value.errno == errno.ENOTEMPTY  # as rename(2)
+        view.rename("a/x.txt", "a/x.txt")
+        view.rename("a/x.txt", "a/y.txt")
+        assert view.ls("a") == ["b", "link", "y.txt"]
 
 
 def test_a_removed_file_is_readable_while_it_is_open(store: dedupfs.Store) -> None:
