@@ -1,7 +1,7 @@
 """The pipelines of docs/guide/ci.md are YAML, and call dedupfs as it is.
 
-Method: the blocks as they stand there, read by the system's Python, whose yaml the tests' lacks; what
-they call is parsed by the real commands and not run. The guide's own commands are run by
+Method: the blocks as they stand there, read by the system's Python, whose yaml the tests' lacks;
+what they call is parsed by the real commands and not run. The guide's own commands are run by
 tests/test_guides.py.
 """
 

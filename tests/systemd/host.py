@@ -72,8 +72,8 @@ class Host:
         binds += ["--bind=/dev/autofs"] if Path("/dev/autofs").exists() else []
         binds += [
             f"--bind-ro={needed}"
-            for needed in {str(REPOSITORY), sys.prefix, sys.base_prefix}
-            if os.stat(needed).st_dev != os.stat("/").st_dev  # the overlay does not have it
+            # The overlay has nothing of other file systems, and nspawn lays its own /tmp over it.
+            for needed in sorted({str(REPOSITORY), sys.prefix, sys.base_prefix})
         ]
         command = [
             "systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--register=no",

@@ -21,6 +21,7 @@ from tests.conftest import detach
 from tests.volumes.conftest import TIMEOUT_S, Plugin
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.fuse,
     pytest.mark.root,
     pytest.mark.program("podman", "runc", "busybox"),
