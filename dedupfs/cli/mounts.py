@@ -20,7 +20,9 @@ from dedupfs.namespace import live
 
 DEFAULT_VIEW = "default"
 STARTING_S = 3.0
-"""How long a daemon may have a view without answering for it."""
+"""How long a daemon may have a view without answering for it ..."""
+STARTING_STEP_S = 0.05
+"""... and how soon it is asked again."""
 STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
@@ -250,6 +252,7 @@ def _commit_view(store_path: Path, view: str, request: live.Commit) -> live.Comm
         except StoreBusyError:
             if time.monotonic() >= until_s:
                 raise
+            time.sleep(STARTING_STEP_S)
 
 
 def _commit_here(store_path: Path, view: str, request: live.Commit) -> live.Committed:
