@@ -12,7 +12,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,27 +245,25 @@ def write_back(mountpoint: Path) -> None:
         os.close(descriptor)
 
 
-_SYNCFS = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.syncfs(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)):
-    sys.exit(os.strerror(ctypes.get_errno()))
-"""
-
-
 def write_back_outside(mountpoint: Path) -> None:
-    """Do as ``write_back`` for the daemon of the mount: in a process of its own.
+    """Do as ``write_back`` for the daemon of the mount: by sync(1), in a process of its own.
 
     A thread of the daemon that waits in its own mount would keep a killed daemon from ending.
 
     Raises:
         MountError: it cannot be done.
     """
-    command = [sys.executable, "-I", "-S", "-c", _SYNCFS, os.fspath(mountpoint)]
+    command = ["sync", "-f", "--", os.fspath(mountpoint)]
     try:
-        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
     except OSError as exc:
-        raise MountError(f"cannot sync {mountpoint}: {exc.strerror}") from exc
+        raise MountError(f"cannot run sync(1) for {mountpoint}: {exc.strerror}") from exc
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         raise MountError(f"cannot sync {mountpoint}: {said.splitlines()[-1]}")

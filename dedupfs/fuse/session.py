@@ -225,7 +225,9 @@ class Session:
     async def unmount(self) -> None:
         """Take the mount away while requests are answered: the kernel may want pages written first.
 
-        Of files that are still open, what it keeps arrives before they lose the connection.
+        What it keeps of files that are still open arrives before they lose the connection. That is
+        asked for in any case: a container whose namespace has a copy of the mount does not make
+        this one busy.
 
         Raises:
             MountError: not possible.
@@ -235,12 +237,10 @@ class Session:
         mount = mountpoints.mount_at(self.mountpoint)
         if mount is None or not mount.is_ours:
             return  # somebody was quicker
+        await self._write_back()
         try:
             await trio.to_thread.run_sync(mountpoints.unmount, self.mountpoint)
-        except MountError as exc:
-            await self._write_back()
-            if not isinstance(exc, MountBusyError):
-                raise
+        except MountBusyError:
             log.warning("mount still in use, detached mountpoint=%s", self.mountpoint)
             detach = functools.partial(mountpoints.unmount, self.mountpoint, lazy=True)
             await trio.to_thread.run_sync(detach)
@@ -249,7 +249,7 @@ class Session:
         try:
             await trio.to_thread.run_sync(mountpoints.write_back_outside, self.mountpoint)
         except MountError as exc:
-            log.error("what the kernel keeps may be lost: %s", exc)
+            log.error("what the kernel kept may be lost: %s", exc)
         await self.quiet()
 
     def stop(self) -> None:

@@ -108,6 +108,32 @@ def test_a_mount_in_use_is_detached_at_the_end_and_loses_nothing(
     assert (daemons.start().path / "f").read_bytes() == b"kept"
 
 
+HOLDER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(file, b"kept")
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.root
+@pytest.mark.program("unshare")
+@pytest.mark.parametrize("cached", [False, True], ids=["as written", "kept by the kernel"])
+def test_what_a_container_has_written_is_kept_when_the_mount_ends_without_it(
+    daemons: Daemons, cached: bool
+) -> None:
+    mounted = daemons.start(supervisor=os.getpid() if cached else 0)
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", HOLDER]
+    with subprocess.Popen(
+        [*command, mounted.path / "f"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as container:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"written\n"
+        assert mounted.end() == 0  # nothing in this namespace uses it, and so it is not busy
+    assert (daemons.start().path / "f").read_bytes() == b"kept"
+
+
 def test_what_the_mount_table_shows(daemons: Daemons) -> None:
     mounted = daemons.start()
     table = Path("/proc/self/mountinfo").read_text()
