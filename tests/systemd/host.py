@@ -1,26 +1,39 @@
 """A machine with systemd as process 1: this root file system under an overlay, in systemd-nspawn.
 
 Boots in about a second. Whatever is written goes to memory and is gone with it, but for the
-directory ``data``, which lies on this machine and outlives a boot. Knows no test. Source:
-systemd-nspawn(1).
+directory ``data``, which lies on this machine and outlives a boot. Leaves nothing behind on this
+machine, and any number of them run side by side. Knows no test. Source: systemd-nspawn(1).
 """
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.systemd.groups import Groups
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
 TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\n"
+INSTALLED = "/opt/dedupfs"
+"""Where the program lies in there: not below /tmp, which nspawn covers with its own."""
+FUSE = os.makedev(10, 229)  # Linux, Documentation/admin-guide/devices.txt
+# nspawn(1) writes below /run what it knows of its machines, and leaves some of it there.
+STARTING = """\
+for group in $GROUPS_OF_ITS_OWN; do echo $$ >$group/cgroup.procs || exit; done
+mount -t tmpfs dedupfs-test /run && exec systemd-nspawn "$@"
+"""
 
 
 class CannotBootError(Exception):
@@ -33,32 +46,66 @@ class Host:
 
     directory: Path
     data: Path
+    name: str = field(default_factory=lambda: f"dedupfs-{uuid.uuid4().hex[:12]}")
     nspawn: subprocess.Popen[bytes] | None = None
     leader: int = 0
+    binds: list[str] = field(default_factory=list)
+    groups: Groups | None = None
 
     @property
     def root(self) -> Path:
         return self.directory / "root"
 
     @property
+    def layers(self) -> Path:
+        return self.directory / "layers"
+
+    @property
     def console(self) -> Path:
         return self.directory / "console"
 
     def prepare(self) -> None:
-        """Lay the overlay over this machine's root file system, and what is to be found there."""
-        layers = self.directory / "layers"
-        layers.mkdir()
-        self._mount("-t", "tmpfs", "-o", "mode=0755", "dedupfs-test", layers)
+        """Lay the overlay over this machine's root file system; nothing of ours is in there yet.
+
+        Raises:
+            CannotBootError: not allowed, or not possible.
+        """
+        self.layers.mkdir()
+        self._mount("-t", "tmpfs", "-o", "mode=0755", "dedupfs-test", self.layers)
         for name in ("upper", "work"):
-            (layers / name).mkdir()
+            (self.layers / name).mkdir()
         self.root.mkdir()
-        options = f"lowerdir=/,upperdir={layers}/upper,workdir={layers}/work"
+        options = f"lowerdir=/,upperdir={self.layers}/upper,workdir={self.layers}/work"
         self._mount("-t", "overlay", "-o", options, "dedupfs-test", self.root)
         self.write("etc/machine-id", MACHINE_ID + "\n")
         self.write("etc/fstab", "")
         self.write("etc/systemd/system/dedupfs-test.target", TARGET)
+        try:
+            # A node of its own: whoever may open it in there, this machine's stays as it is.
+            os.mknod(self.layers / "fuse", stat.S_IFCHR, FUSE)
+            (self.layers / "fuse").chmod(0o666)
+            self.groups = Groups(self.name)
+            self.groups.make()
+        except (OSError, ValueError) as exc:
+            raise CannotBootError(str(exc)) from exc
+
+    def install(self) -> None:
+        """Put our program and units into it."""
+        shutil.copytree(REPOSITORY / "dedupfs", self.root / INSTALLED.lstrip("/") / "dedupfs")
+        subprocess.run(["chmod", "--recursive", "a+rX", f"{self.root}{INSTALLED}"], check=True)
         for name in ("dedupfs", "mount.dedupfs", "umount.fuse.dedupfs"):
             self._write_program(name)
+        for unit in (REPOSITORY / "systemd").glob("dedupfs*"):
+            self.write(f"etc/systemd/system/{unit.name}", unit.read_text())
+        if sys.prefix != sys.base_prefix:
+            self.binds.append(f"--bind-ro={sys.prefix}:{INSTALLED}/venv")
+        base = Path(sys.base_prefix)
+        if base.stat().st_dev == Path("/").stat().st_dev and base.parts[1] != "tmp":
+            for parent in base.parents:  # ordinary users in there run it, too
+                inside = self.root / parent.relative_to("/")
+                inside.chmod(stat.S_IMODE(inside.stat().st_mode) | 0o111)
+        else:
+            self.binds.append(f"--bind-ro={base}")
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name
@@ -68,22 +115,26 @@ class Host:
 
     def boot(self) -> None:
         """Start it, and wait until it is up."""
-        binds = [f"--bind={self.data}:/data", "--bind=/dev/fuse"]
+        assert self.groups is not None
+        self.groups.make()
+        binds = [f"--bind={self.data}:/data", f"--bind={self.layers}/fuse:/dev/fuse", *self.binds]
         binds += ["--bind=/dev/autofs"] if Path("/dev/autofs").exists() else []
-        binds += [
-            f"--bind-ro={needed}"
-            # The overlay has nothing of other file systems, and nspawn lays its own /tmp over it.
-            for needed in sorted({str(REPOSITORY), sys.prefix, sys.base_prefix})
-        ]
         command = [
-            "systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--register=no",
-            "--keep-unit", "--console=pipe", "--private-network", "--kill-signal=SIGRTMIN+3",
-            f"--machine=dedupfs-{os.getpid()}", *binds, "--", "systemd.unit=dedupfs-test.target",
-            "systemd.mask=tmp.mount",
+            "setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave",
+            "sh", "-c", STARTING, "sh",
+            "--quiet", "--boot", f"--directory={self.root}", "--register=no", "--keep-unit",
+            "--console=pipe", "--private-network", "--link-journal=no",
+            "--kill-signal=SIGRTMIN+3", f"--machine={self.name}", *binds, "--",
+            "systemd.unit=dedupfs-test.target", "systemd.mask=tmp.mount",
         ]  # fmt: skip
+        groups = " ".join(str(directory) for directory in self.groups.directories)
         with self.console.open("ab") as console:
             self.nspawn = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env={**os.environ, "GROUPS_OF_ITS_OWN": groups},
             )
         self.leader = self._first_process()
         self.until("systemctl is-active dedupfs-test.target")
@@ -141,10 +192,15 @@ class Host:
             self.nspawn.kill()
         self.nspawn.wait(LIMIT_S)
         self.nspawn = None
+        self.leader = 0
+        assert self.groups is not None
+        self.groups.remove()
 
     def remove(self) -> None:
         self.lose_power()
-        for path in (self.root, self.directory / "layers"):
+        if self.groups is not None:
+            self.groups.remove()
+        for path in (self.root, self.layers):
             while os.path.ismount(path):
                 subprocess.run(["umount", "--lazy", path], check=True)
 
@@ -154,12 +210,16 @@ class Host:
             "mount.dedupfs": "from dedupfs.cli.mounthelper import mount_main as main",
             "umount.fuse.dedupfs": "from dedupfs.cli.mounthelper import umount_main as main",
         }
-        text = f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -c "import sys; '
+        python = sys.executable
+        if sys.prefix != sys.base_prefix:
+            python = f"{INSTALLED}/venv/{Path(python).relative_to(sys.prefix)}"
+        text = f'#!/bin/sh\nPYTHONPATH={INSTALLED} exec {python} -c "import sys; '
         text += f'sys.argv[0] = \'{name}\'; {calls[name]}; sys.exit(main())" "$@"\n'
         self.write(f"usr/local/bin/{name}", text)
         (self.root / "usr/local/bin" / name).chmod(0o755)
         if name != "dedupfs":
-            (self.root / "sbin" / name).symlink_to(f"/usr/local/bin/{name}")
+            sbin = "usr/sbin" if (self.root / "sbin").is_symlink() else "sbin"
+            (self.root / sbin / name).symlink_to(f"/usr/local/bin/{name}")
 
     def _first_process(self) -> int:
         """Return nspawn's child, as soon as it is there."""
@@ -169,9 +229,10 @@ class Host:
         while time.monotonic() < deadline:
             if self.nspawn.poll() is not None:
                 raise CannotBootError(self.console.read_text(errors="replace").strip()[-500:])
-            for child in children.read_text().split():
-                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                    return int(child)
+            with suppress(FileNotFoundError):  # one that has ended meanwhile
+                for child in children.read_text().split():
+                    if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                        return int(child)
             select.select([], [], [], 0.02)
         raise CannotBootError("no systemd within the limit")
 

@@ -6,62 +6,23 @@ what was not synced. The tests build on each other's machine, not on each other'
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.powercut.machine import Image
-from tests.systemd.host import REPOSITORY, CannotBootError, Host
+from tests.systemd.conftest import CHECK, PROGRAMS
+from tests.systemd.host import Host
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.fuse,
-    pytest.mark.long,
     pytest.mark.unmeasured,
-    pytest.mark.program("systemd-nspawn", "nsenter", "mkfs.ext4"),
+    pytest.mark.program(*PROGRAMS),
 ]
 
-ENVIRONMENT = "STORE=/data/store\nMOUNTPOINT=/data/mnt\nOPTIONS=--allow-other\n"
-CHECK = "dedupfs check /data/store"
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    image = Image(tmp_path_factory.mktemp("disk"), "ext4", random.Random(0))
-    image.mount()
-    yield image
-    image.remove()
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Host]:
-    host = Host(tmp_path_factory.mktemp("host"), image.path)
-    try:
-        try:
-            host.prepare()
-            for unit in (REPOSITORY / "systemd").glob("dedupfs*"):
-                host.write(f"etc/systemd/system/{unit.name}", unit.read_text())
-            host.boot()
-        except (CannotBootError, AssertionError) as exc:  # nothing of ours runs in there yet
-            pytest.skip(f"systemd-nspawn: {exc}")
-        host.run("dedupfs init /data/store && mkdir /data/mnt /data/other")
-        host.run(f"mkdir -p /etc/dedupfs && printf '{ENVIRONMENT}' > /etc/dedupfs/ckpts.env")
-        yield host
-    finally:
-        host.remove()
-
-
-@pytest.fixture
-def service(host: Host) -> Iterator[Host]:
-    """The machine with its service running, which is stopped and whose store is right after it."""
-    host.run("systemctl start dedupfs@ckpts")
-    yield host
-    host.run("systemctl stop dedupfs@ckpts")
-    assert host.run("systemctl is-active dedupfs@ckpts", code=3) == "inactive"
-    host.run("! grep fuse.dedupfs /proc/mounts")
-    host.run(CHECK)
+DROP_INS = "/run/systemd/system/dedupfs@ckpts.service.d"
 
 
 def test_a_service_is_started_when_its_mount_answers_and_says_what_it_does(service: Host) -> None:
@@ -90,14 +51,27 @@ def test_a_killed_daemon_is_replaced_under_open_files(service: Host) -> None:
     assert service.show("dedupfs@ckpts", "NRestarts") == "0"
 
 
-def test_a_daemon_that_hangs_is_replaced_under_open_files(host: Host) -> None:
-    host.write("etc/systemd/system/dedupfs@ckpts.service.d/watch.conf", "")
-    host.run(
-        "printf '[Service]\nWatchdogSec=12s\n' "
-        "> /etc/systemd/system/dedupfs@ckpts.service.d/watch.conf && systemctl daemon-reload"
-    )
-    host.run("systemctl start dedupfs@ckpts")
-    pid = host.show("dedupfs@ckpts", "MainPID")
+@pytest.fixture
+def watched(host: Host) -> Iterator[Callable[[int], str]]:
+    """Start the service with so many seconds of patience; return its main process."""
+
+    def start(watchdog_s: int) -> str:
+        host.run(
+            f"mkdir -p {DROP_INS} && printf '[Service]\nWatchdogSec={watchdog_s}s\n' "
+            f"> {DROP_INS}/watch.conf && systemctl daemon-reload"
+        )
+        host.run("systemctl reset-failed; systemctl start dedupfs@ckpts")
+        return host.show("dedupfs@ckpts", "MainPID")
+
+    yield start
+    host.run(f"systemctl stop dedupfs@ckpts; rm -r {DROP_INS}; systemctl daemon-reload")
+    host.run(CHECK)
+
+
+def test_a_daemon_that_hangs_is_replaced_under_open_files(
+    host: Host, watched: Callable[[int], str]
+) -> None:
+    pid = watched(12)
     hanging = host.run(f"cat /proc/{pid}/task/*/children")
     host.run(
         "exec 3> /data/mnt/open; echo one >&3; "
@@ -106,17 +80,24 @@ def test_a_daemon_that_hangs_is_replaced_under_open_files(host: Host) -> None:
     )
     assert host.run(f"cat /proc/{pid}/task/*/children") not in ("", hanging)
     assert host.show("dedupfs@ckpts", "MainPID") == pid
-    host.run(
-        "systemctl stop dedupfs@ckpts; rm /etc/systemd/system/dedupfs@ckpts.service.d/watch.conf; "
-        "systemctl daemon-reload"
-    )
-    host.run(CHECK)
+
+
+def test_a_supervisor_that_hangs_is_ended_and_its_view_mounted_anew(
+    host: Host, watched: Callable[[int], str]
+) -> None:
+    pid = watched(10)
+    host.run(f"echo kept > /data/mnt/file; sync /data/mnt/file; kill -STOP {pid}")
+    host.until("test $(systemctl show -P NRestarts dedupfs@ckpts) -ge 1")
+    host.until("systemctl is-active dedupfs@ckpts")
+    host.run("grep kept /data/mnt/file && echo more > /data/mnt/file")
+    assert host.show("dedupfs@ckpts", "MainPID") != pid
+    assert "Watchdog timeout" in host.run("journalctl --boot --unit dedupfs@ckpts")
 
 
 def test_a_service_that_is_killed_as_a_whole_is_mounted_anew(service: Host) -> None:
     service.run("echo kept > /data/mnt/file; sync /data/mnt/file")
     service.run("systemctl kill --signal=KILL dedupfs@ckpts")
-    service.until("test $(systemctl show -P NRestarts dedupfs@ckpts) = 1")
+    service.until("test $(systemctl show -P NRestarts dedupfs@ckpts) -ge 1")
     service.until("systemctl is-active dedupfs@ckpts")
     service.run("grep kept /data/mnt/file && echo more > /data/mnt/file")
 
@@ -184,8 +165,8 @@ def test_mount_8_mounts_a_snapshot_read_only_and_names_what_it_does_not_know(hos
 def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synced(
     host: Host, image: Image
 ) -> None:
+    host.run("systemctl add-wants dedupfs-test.target dedupfs@ckpts")  # what `enable` does
     host.run("systemctl start dedupfs@ckpts")
-    host.run("systemctl enable dedupfs@ckpts")
     host.run(
         "systemd-run --quiet --property=After=dedupfs@ckpts.service sh -c "
         "'echo closed > /data/mnt/closed; exec 3> /data/mnt/open; echo written >&3; sleep 999'"
@@ -193,7 +174,8 @@ def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synce
     host.until("grep written /data/mnt/open")
     host.shut_down()
     host.boot()
-    host.run("systemctl start dedupfs@ckpts && grep closed /data/mnt/closed")
+    host.until("systemctl is-active dedupfs@ckpts")
+    host.run("grep closed /data/mnt/closed")
     host.run("grep written /data/mnt/open")
     with host.start(
         "for i in $(seq 100000); do head -c 100000 /dev/urandom > /data/mnt/$i || exit 0; "
@@ -206,7 +188,7 @@ def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synce
         synced += [line.strip() for line in writer.stdout if line.endswith("\n")]
     image.restart()
     host.boot()
-    host.run("systemctl start dedupfs@ckpts")
+    host.until("systemctl is-active dedupfs@ckpts")
     sizes = host.run("cd /data/mnt && stat --format='%n %s' [0-9]*").splitlines()
     assert set(synced) <= {line.split()[0] for line in sizes if line.endswith(" 100000")}
     host.run("systemctl stop dedupfs@ckpts")

@@ -1,0 +1,59 @@
+"""One machine for all of these tests, or the reason why there is none."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.powercut.machine import Image
+from tests.systemd.host import CannotBootError, Host
+
+PROGRAMS = ("systemd-nspawn", "nsenter", "unshare", "setpriv", "mkfs.ext4")
+ENVIRONMENT = "STORE=/data/store\nMOUNTPOINT=/data/mnt\nOPTIONS=--allow-other\n"
+CHECK = "dedupfs check /data/store"
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    image = Image(tmp_path_factory.mktemp("disk"), "ext4", random.Random(0))
+    try:
+        image.mount()
+        yield image
+    finally:
+        image.remove()
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Host]:
+    """The machine, with our programs and units and a store in it; all tests change this one."""
+    host = Host(tmp_path_factory.mktemp("host"), image.path)
+    try:
+        try:  # whether such a machine boots here is seen without anything of ours in it
+            host.prepare()
+            host.boot()
+            host.run(": <>/dev/fuse && journalctl --lines=1")
+        except (CannotBootError, AssertionError, subprocess.TimeoutExpired) as exc:
+            pytest.skip(f"systemd-nspawn: {exc}")
+        host.lose_power()
+        host.install()
+        host.boot()
+        host.run("dedupfs init /data/store && mkdir /data/mnt /data/other")
+        host.run(f"mkdir -p /etc/dedupfs && printf '{ENVIRONMENT}' > /etc/dedupfs/ckpts.env")
+        yield host
+    finally:
+        host.remove()
+
+
+@pytest.fixture
+def service(host: Host) -> Iterator[Host]:
+    """The machine with its service running, which is stopped and whose store is right after it."""
+    host.run("systemctl reset-failed")  # and how often one was started: systemctl(1)
+    host.run("systemctl start dedupfs@ckpts")
+    yield host
+    host.run("systemctl stop dedupfs@ckpts")
+    assert host.run("systemctl is-active dedupfs@ckpts", code=3) == "inactive"
+    host.run("! grep fuse.dedupfs /proc/mounts")
+    host.run(CHECK)
