@@ -5,10 +5,14 @@ So ``dedupfs --help`` is quick, and a missing library breaks only the commands t
 
 import importlib
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from dedupfs import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 SNAPSHOTS = "dedupfs.cli.snapshots"
 BROWSING = "dedupfs.cli.browsing"
@@ -28,6 +32,7 @@ STATUS = "dedupfs.cli.status"
 METRICS = "dedupfs.cli.metrics"
 DOCTOR = "dedupfs.cli.doctor"
 MAN = "dedupfs.cli.man"
+COMPLETION = "dedupfs.cli.completion"
 CHECKOUTS = "dedupfs.cli.checkouts"
 VOLUMES = "dedupfs.cli.volumes"
 
@@ -78,7 +83,7 @@ SECTIONS: dict[str, Section] = {
     },
     "The machine": {
         "doctor": (DOCTOR, "Say what this machine lacks for mounts and a store."),
-        "completion": (STORES, "Print the script that completes commands in a shell."),
+        "completion": (COMPLETION, "Print the script that completes commands in a shell."),
         "man": (MAN, "Write the manual pages."),
     },
 }
@@ -104,6 +109,18 @@ class LazyGroup(click.Group):
         module = importlib.import_module(place[0])
         commands: list[click.Command] = module.COMMANDS
         return next((command for command in commands if command.name == cmd_name), None)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Return the names that begin so, without importing anything, or the options."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=about)
+            for name, (_, about) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections of the help text from the table above."""

@@ -8,45 +8,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from dedupfs.errors import DedupfsError, UsageError
+from dedupfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from dedupfs.model import SnapshotInfo, TreeEntry
     from dedupfs.namespace.trees import TreeReader
     from dedupfs.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-STORE = click.argument("store", type=click.Path(path_type=Path))
+
+def completed_with(kind: str) -> Callable[..., list["CompletionItem"]]:
+    """Return what completes a parameter: a kind that ``candidates`` knows."""
+
+    def complete(
+        ctx: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        from dedupfs.cli import candidates
+
+        return candidates.find(kind, ctx, incomplete)
+
+    return complete
+
+
+STORE = click.argument(
+    "store", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
+STORES = click.argument(
+    "stores",
+    metavar="[STORE...]",
+    nargs=-1,
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
+TAG = click.option(
+    "--tag",
+    "tags",
+    metavar="K=V",
+    multiple=True,
+    shell_complete=completed_with("tag"),
+    help="Tag the snapshot; repeatable.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with exact bytes.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
 
 
-def complete_snapshot(
-    ctx: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Return the names of the store's snapshots that begin so; nothing when it cannot be opened."""
-    path = ctx.params.get("store")
-    if path is None:
-        return []
-    from dedupfs.namespace.snapshots import SnapshotCatalog
-
-    try:
-        with open_store(path) as store:
-            names = [info.name for info in SnapshotCatalog(store).list()]
-    except DedupfsError:
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
 def snapshot_argument(name: str, metavar: str, **settings: object) -> Callable[[Command], Command]:
-    """Return an argument that is completed with snapshot names."""
+    """Return an argument that is completed with snapshots, and with paths in them."""
     return click.argument(
         name,
         metavar=metavar,
-        shell_complete=complete_snapshot,
+        shell_complete=completed_with("place" if ":" in metavar else "snapshot"),
         **settings,  # type: ignore[arg-type]
     )
 

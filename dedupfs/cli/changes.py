@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dedupfs.cli.arguments import JSON, STORE, open_store
+from dedupfs.cli.arguments import JSON, STORE, completed_with, open_store
 from dedupfs.cli.browsing import print_differences
 from dedupfs.errors import NotFoundError
 from dedupfs.fuse import mountpoints
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
-@click.argument("name", metavar="VIEW")
+@click.argument("name", metavar="VIEW", shell_complete=completed_with("view"))
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there are changes.")
 @JSON
 @click.pass_context

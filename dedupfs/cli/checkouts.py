@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, find_place, open_store, snapshot_argument
+from dedupfs.cli.arguments import (
+    DRY_RUN,
+    JSON,
+    STORE,
+    completed_with,
+    find_place,
+    open_store,
+    snapshot_argument,
+)
 from dedupfs.cli.transfers import Complaints, problems_json
 from dedupfs.errors import CorruptError, NotFoundError, SourceError, UsageError
 
@@ -26,9 +34,15 @@ if TYPE_CHECKING:
 LINKS = ["symlink", "hardlink", "reflink", "copy", "auto"]
 FINDINGS_SHOWN_MAX = 100
 
-DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
+DIRECTORY = click.argument(
+    "directory", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
 IN_STORE = click.option(
-    "--store", "store_path", type=click.Path(path_type=Path), help="The store, if DIR has no mark."
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+    help="The store, if DIR has no mark.",
 )
 SMALLER = click.option(
     "--link-min", metavar="SIZE", help="Copy smaller files (default: what makes a pack, 8 MiB)."
@@ -73,7 +87,12 @@ def checkout() -> None:
 @checkout.command(hidden=True)
 @STORE
 @snapshot_argument("where", "SNAPSHOT[:PATH]")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
 @click.option("--link", type=click.Choice(LINKS), default="auto", help="How large files are made.")
 @SMALLER
 @JSON
@@ -149,7 +168,12 @@ def update(
 
 
 @checkout.command()
-@click.argument("place", metavar="DIR|STORE", type=click.Path(path_type=Path))
+@click.argument(
+    "place",
+    metavar="DIR|STORE",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
 @click.option("--full", is_flag=True, help="Read and verify every byte.")
 @IN_STORE
 @JSON
@@ -247,7 +271,7 @@ def list_(store: Path, as_json: bool) -> None:
 
 
 @checkout.command("rm")
-@click.argument("place", metavar="DIR|NUMBER")
+@click.argument("place", metavar="DIR|NUMBER", shell_complete=completed_with("checkout"))
 @DRY_RUN
 @click.option("--keep-files", is_flag=True, help="Leave the directory as it is; no symlinks.")
 @click.option("--force", is_flag=True, help="Remove what was changed in the directory, too.")

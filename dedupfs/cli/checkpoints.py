@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import DRY_RUN, JSON
+from dedupfs.cli.arguments import DRY_RUN, JSON, completed_with
 from dedupfs.cli.prune import NO_RULE, print_decisions
 from dedupfs.cli.retention import keep_options
 from dedupfs.errors import SourceError
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @click.command("prune-files")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
 @click.argument("patterns", metavar="[NAME|PATTERN...]", nargs=-1)
 @keep_options
 @click.option(
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 )
 @click.option("--no-default-protect", is_flag=True, help="Protect only what --protect names.")
 @click.option(
-    "--metrics", "metrics_name", metavar="FILE", default="", help="JSON file with the numbers."
+    "--metrics",
+    "metrics_name",
+    metavar="FILE",
+    default="",
+    shell_complete=completed_with("file"),
+    help="JSON file with the numbers.",
 )
 @DRY_RUN
 @JSON

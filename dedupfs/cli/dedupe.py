@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, open_store
+from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, completed_with, open_store
 from dedupfs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ LINKS = ("auto", "reflink", "hardlink", "symlink")
 
 @click.command()
 @STORE
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
 @click.option(
     "--link",
     type=click.Choice(LINKS),

@@ -6,12 +6,17 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import JSON
+from dedupfs.cli.arguments import JSON, completed_with
 from dedupfs.errors import UsageError
 
 
 @click.command()
-@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.argument(
+    "store",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
 @JSON
 @click.pass_context
 def doctor(ctx: click.Context, store: Path | None, as_json: bool) -> None:

@@ -28,9 +28,11 @@ _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def run(app: click.Command, argv: Sequence[str] | None) -> int:
     """Run ``app`` and return the exit code; nothing is raised."""
-    if COMPLETION_VARIABLE in os.environ:
-        app.main(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE)  # answers and exits
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if COMPLETION_VARIABLE in os.environ:
+        from dedupfs.cli.completing import answer
+
+        return answer(app, os.environ[COMPLETION_VARIABLE], arguments, PROGRAM)
     try:
         # Not app.main: it would end the process itself when standard output is closed.
         with app.make_context(PROGRAM, arguments) as context:

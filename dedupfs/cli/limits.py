@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import JSON, STORE, open_store
+from dedupfs.cli.arguments import JSON, STORE, completed_with, open_store
 from dedupfs.errors import CorruptError, DedupfsError, NotFoundError, StoreError
 
 if TYPE_CHECKING:
@@ -69,7 +69,12 @@ def store_budget(store: "Store") -> Budget:
 @click.command()
 @STORE
 @click.argument("size", required=False, metavar="[SIZE|none]")
-@click.option("--view", metavar="V", help="Limit this view, not the whole store.")
+@click.option(
+    "--view",
+    metavar="V",
+    shell_complete=completed_with("view"),
+    help="Limit this view, not the whole store.",
+)
 @JSON
 def limit(store: Path, size: str | None, view: str | None, as_json: bool) -> None:
     """Show or set how many bytes STORE, or a view of it, may take.

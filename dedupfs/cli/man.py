@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -42,27 +42,41 @@ _CODES = (
     metavar="DIR",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the pages there.",
+    help="Write the pages into man1 and man8 there.",
 )
 @click.pass_context
 def man(ctx: click.Context, directory: Path) -> None:
-    """Write the manual pages: dedupfs.1, and dedupfs-COMMAND.1 for each command.
+    """Write the manual pages: dedupfs(1), dedupfs-COMMAND(1) for each command, mount.dedupfs(8).
+
+    pip installs them, too, in share/man below its prefix, where man(1) finds them by itself when
+    bin of the same prefix is on PATH.
 
     \b
     Example:
-      dedupfs man --output ~/.local/share/man/man1
+      dedupfs man --output ~/.local/share/man
     """
     root = ctx.find_root().command
     assert isinstance(root, click.Group)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        count = 0
-        for name, text in pages(root):
-            (directory / name).write_text(text)
-            count += 1
+        count = write_pages(root, directory)
     except OSError as exc:
         raise SourceError(f"cannot write to {directory}: {exc.strerror}") from exc
     output.print_line(f"{output.count_text(count, 'page')} in {directory}")
+
+
+def write_pages(root: click.Group, directory: Path) -> int:
+    """Write every page into the subdirectory of its section, and return how many there are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    count = 0
+    for name, text in pages(root):
+        path = directory / f"man{name[-1]}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        count += 1
+    return count
 
 
 def pages(root: click.Group) -> Iterator[tuple[str, str]]:
@@ -75,6 +89,7 @@ def pages(root: click.Group) -> Iterator[tuple[str, str]]:
         if command is not None:
             inner = click.Context(command, info_name=name, parent=context)
             yield f"dedupfs-{name}.1", _page(inner, command)
+    yield "mount.dedupfs.8", _helper_page()
 
 
 def _root_page(
@@ -113,15 +128,76 @@ def _page(context: click.Context, command: click.Command) -> str:
     return _joined(*parts, _exit_status(), [".SH SEE ALSO", "\\fBdedupfs\\fR(1)"])
 
 
+_HELPER_OPTIONS = (
+    ("snapshot=S", "Show this snapshot's tree instead of all of them."),
+    ("view=V", "Write into this view (default: 'default')."),
+    ("ephemeral", "Write into a view that goes at unmount."),
+    ("limit=SIZE", "Let the view hold so much of its own; it stays when it is unmounted."),
+    ("ro, rw, exec, noexec", "As in mount(8)."),
+    ("allow_other", "Let other users look in."),
+    ("no_writeback", "Hand each write over before it returns."),
+    ("no_auto_gc", "Leave what others have deleted to 'dedupfs gc'."),
+    (
+        "defaults, auto, noauto, user, users, owner, group, nofail, _netdev, nosuid, nodev, "
+        "noatime and the like; x-...",
+        "Accepted: about when to mount and who may, or what is so in any case. Of user and users "
+        "noexec follows.",
+    ),
+    ("suid, dev, sync, remount, and unknown ones", "Refused by name, but not with -s."),
+)
+_HELPER_CODES = (
+    ("0", "mounted; it answers"),
+    ("1", "wrong arguments or options"),
+    ("8", "interrupted"),
+    ("32", "the mount could not be made"),
+)
+
+
+def _helper_page() -> str:
+    """Return mount.dedupfs(8), which mount(8) runs: it has no --help that anybody would ask for."""
+    tagged = [
+        part
+        for names, about in _HELPER_OPTIONS
+        for part in (".TP", f"\\fB{_inline(names)}\\fR", _text(about))
+    ]
+    return _joined(
+        _head("mount.dedupfs", "Mount a view of a store, for mount(8) and /etc/fstab", section=8),
+        [
+            ".SH SYNOPSIS",
+            f"\\fBmount \\-t dedupfs\\fR {_inline('[-o OPTIONS] STORE MOUNTPOINT')}",
+            ".PP",
+            f"\\fBmount.dedupfs\\fR {_inline('STORE MOUNTPOINT [-sfnv] [-o OPTIONS] [-t TYPE]')}",
+            ".SH DESCRIPTION",
+            _text(
+                "Does what 'dedupfs mount' does, in the background, but makes no store: a disk "
+                "that is late would find one in its place. mount(8) looks for it in /sbin, so "
+                "link it there from where dedupfs is installed, and umount.fuse.dedupfs, too, "
+                "with which umount(8) waits until everything is put away."
+            ),
+            ".SH OPTIONS",
+            *tagged,
+            ".SH EXIT STATUS",
+            *_codes(_HELPER_CODES),
+            ".SH EXAMPLES",
+            ".nf",
+            _text("mount -t dedupfs /srv/store /mnt -o snapshot=step-1000,ro"),
+            _text("/srv/store /srv/ckpts dedupfs view=training,allow_other,nofail 0 0"),
+            ".fi",
+            ".SH SEE ALSO",
+            f"{_reference('dedupfs-mount')}, \\fBmount\\fR(8), \\fBfstab\\fR(5)",
+        ],
+    )
+
+
 def _joined(*parts: list[str]) -> str:
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(name: str, summary: str) -> list[str]:
+def _head(name: str, summary: str, section: int = 1) -> list[str]:
     # https://reproducible-builds.org/specs/source-date-epoch
     made_s = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     date = time.strftime("%Y-%m-%d", time.gmtime(made_s))
-    title = f'.TH "{_inline(name.upper())}" "1" "{date}" "dedupfs {__version__}" "dedupfs"'
+    title = f'.TH "{_inline(name.upper())}" "{section}" "{date}" "dedupfs {__version__}" "dedupfs"'
     return [title, ".SH NAME", f"{_inline(name)} \\- {_inline(summary.rstrip('.'))}"]
 
 
@@ -171,8 +247,16 @@ def _options(context: click.Context, command: click.Command, *, heading: bool = 
 def _exit_status() -> list[str]:
     return [
         ".SH EXIT STATUS",
-        *(part for code, about in _CODES for part in (".TP", f"\\fB{code}\\fR", _text(about))),
+        *_codes(_CODES),
     ]
+
+
+def _codes(codes: Iterable[tuple[str, str]]) -> list[str]:
+    return [part for code, about in codes for part in (".TP", f"\\fB{code}\\fR", _text(about))]
+
+
+def _reference(name: str) -> str:
+    return f"\\fB{_inline(name)}\\fR(1)"
 
 
 def _inline(text: str) -> str:

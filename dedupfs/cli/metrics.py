@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import open_store
+from dedupfs.cli.arguments import STORES, open_store
 from dedupfs.cli.watching import ANSWER_S, Mounted, State, find_mounted, mounted_stores
 from dedupfs.errors import DedupfsError, SourceError, UsageError
 from dedupfs.namespace import live
 
 
 @click.command()
-@click.argument("stores", metavar="[STORE...]", nargs=-1, type=click.Path(path_type=Path))
+@STORES
 @click.option(
     "--textfile",
     metavar="PATH",

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import background, changes, logs, output
-from dedupfs.cli.arguments import parse_tags
+from dedupfs.cli.arguments import STORE, TAG, completed_with, parse_tags
 from dedupfs.errors import MountError, StoreBusyError, UsageError
 from dedupfs.fuse import mountpoints
 from dedupfs.namespace import live
@@ -23,14 +23,25 @@ STARTING_S = 3.0
 """How long a daemon may have a view without answering for it ..."""
 STARTING_STEP_S = 0.05
 """... and how soon it is asked again."""
-STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
 @click.command()
 @STORE
-@click.argument("mountpoint", type=click.Path(path_type=Path))
-@click.option("--snapshot", metavar="S", help="Show this snapshot's tree instead of all of them.")
-@click.option("--view", metavar="V", help="Write into this view (default: 'default').")
+@click.argument(
+    "mountpoint", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
+@click.option(
+    "--snapshot",
+    metavar="S",
+    shell_complete=completed_with("snapshot"),
+    help="Show this snapshot's tree instead of all of them.",
+)
+@click.option(
+    "--view",
+    metavar="V",
+    shell_complete=completed_with("view"),
+    help="Write into this view (default: 'default').",
+)
 @click.option("--ephemeral", is_flag=True, help="Write into a view that goes with the mount.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
 @click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own, for good.")
@@ -159,7 +170,9 @@ def _nothing() -> None:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument(
+    "mountpoint", type=click.Path(path_type=Path), shell_complete=completed_with("mountpoint")
+)
 def umount(mountpoint: Path) -> None:
     """Unmount MOUNTPOINT and wait until its daemon has put everything away.
 
@@ -198,11 +211,21 @@ def end(mountpoint: Path) -> None:
 
 
 @click.command()
-@click.argument("where", metavar="STORE|DIRECTORY", type=click.Path(path_type=Path))
+@click.argument(
+    "where",
+    metavar="STORE|DIRECTORY",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
 @click.argument("name")
-@click.option("--view", metavar="V", help="The view to freeze (default: 'default').")
+@click.option(
+    "--view",
+    metavar="V",
+    shell_complete=completed_with("view"),
+    help="The view to freeze (default: 'default').",
+)
 @click.option("--path", "subdirectory", metavar="SUBDIR", help="Freeze only this directory of it.")
-@click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag the snapshot; repeatable.")
+@TAG
 def commit(
     where: Path, name: str, view: str | None, subdirectory: str | None, tags: tuple[str, ...]
 ) -> None:
@@ -343,7 +366,13 @@ def list_(store: Path, as_json: bool) -> None:
 
 @view.command()
 @STORE
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument(
+    "names",
+    metavar="NAME...",
+    nargs=-1,
+    required=True,
+    shell_complete=completed_with("view"),
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
     """Remove views of STORE with all that was written into them; snapshots stay.

@@ -15,7 +15,7 @@ import click
 
 from dedupfs import __version__
 from dedupfs.cli import output
-from dedupfs.cli.arguments import JSON, STORE, open_store
+from dedupfs.cli.arguments import JSON, STORE, completed_with, open_store
 from dedupfs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _STDOUT = "-"
     "--output",
     "target",
     metavar="FILE",
+    shell_complete=completed_with("file"),
     help="Write to FILE, replacing it ('-': standard output).",
 )
 @JSON

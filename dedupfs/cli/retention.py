@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import click
 
+from dedupfs.cli.arguments import completed_with
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 _PERIODS = ("hourly", "daily", "weekly", "monthly", "yearly")
@@ -29,7 +31,11 @@ _OPTIONS = [
         help="Keep all that are at most that much older than the newest: 36h, 30d, 1y6m.",
     ),
     click.option(
-        "--keep-tag", metavar="K[=V]", multiple=True, help="Keep all with this tag; repeatable."
+        "--keep-tag",
+        metavar="K[=V]",
+        multiple=True,
+        shell_complete=completed_with("tag"),
+        help="Keep all with this tag; repeatable.",
     ),
     click.option(
         "--keep-best",

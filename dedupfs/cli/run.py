@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import background, jobs, output
-from dedupfs.cli.arguments import parse_tags
+from dedupfs.cli.arguments import STORE, TAG, completed_with, parse_tags, snapshot_argument
 from dedupfs.errors import DedupfsError, MountError, UsageError
 from dedupfs.fuse import device, mountpoints, private
 from dedupfs.namespace import live
@@ -40,12 +40,17 @@ class Order:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
-@click.argument("snapshot")
+@STORE
+@snapshot_argument("snapshot", "SNAPSHOT")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--commit", metavar="NAME", help="Freeze the view as NAME if COMMAND succeeds.")
-@click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag that snapshot; repeatable.")
-@click.option("--at", type=click.Path(path_type=Path), help="Show the tree on this directory.")
+@TAG
+@click.option(
+    "--at",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+    help="Show the tree on this directory.",
+)
 @click.option("--bind", "binds", metavar="SRC:DST", multiple=True, help="Show SRC at DST, too.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
 @click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own.")

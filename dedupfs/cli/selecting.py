@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
+from dedupfs.cli.arguments import completed_with
 from dedupfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _OPTIONS = (
     click.option(
         "--exclude-from",
         metavar="FILE",
+        shell_complete=completed_with("file"),
         multiple=True,
         help="Leave out what matches the patterns in FILE, one a line; repeatable.",
     ),
@@ -56,6 +58,7 @@ _OPTIONS = (
     click.option(
         "--files-from",
         metavar="FILE",
+        shell_complete=completed_with("file"),
         help="Take only the names in FILE ('-': standard input), NUL or line separated.",
     ),
 )

@@ -17,6 +17,7 @@ from dedupfs.cli.arguments import (
     DRY_RUN,
     JSON,
     STORE,
+    completed_with,
     open_store,
     parse_tags,
     snapshot_argument,
@@ -149,7 +150,13 @@ def rename(store: Path, snapshot: str, name: str) -> None:
 @click.command()
 @STORE
 @snapshot_argument("snapshot", "SNAPSHOT[:PATH]")
-@click.argument("names", metavar="NAME|DIRECTORY...", nargs=-1, required=True)
+@click.argument(
+    "names",
+    metavar="NAME|DIRECTORY...",
+    nargs=-1,
+    required=True,
+    shell_complete=completed_with("directory"),
+)
 def clone(store: Path, snapshot: str, names: tuple[str, ...]) -> None:
     """Make NAME, a second snapshot with the content of SNAPSHOT, at once and at no cost.
 
@@ -205,8 +212,15 @@ def _clone_in_mount(store: Path, source: str, directory: Path) -> None:
 @click.command()
 @STORE
 @snapshot_argument("snapshot", "SNAPSHOT")
-@click.argument("changes", metavar="[KEY=VALUE...]", nargs=-1)
-@click.option("--remove", "removed", metavar="KEY", multiple=True, help="Remove a tag; repeatable.")
+@click.argument("changes", metavar="[KEY=VALUE...]", nargs=-1, shell_complete=completed_with("tag"))
+@click.option(
+    "--remove",
+    "removed",
+    metavar="KEY",
+    multiple=True,
+    shell_complete=completed_with("tag key"),
+    help="Remove a tag; repeatable.",
+)
 @JSON
 def tag(
     store: Path, snapshot: str, changes: tuple[str, ...], removed: tuple[str, ...], as_json: bool

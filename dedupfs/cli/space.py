@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import JSON, STORE, open_store, snapshot_argument
+from dedupfs.cli.arguments import JSON, STORE, completed_with, open_store, snapshot_argument
 from dedupfs.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -187,7 +187,14 @@ class _Taken:
 @click.command()
 @STORE
 @snapshot_argument("names", "[NAME...]", nargs=-1)
-@click.option("--view", "views", metavar="V", multiple=True, help="A view as well; repeatable.")
+@click.option(
+    "--view",
+    "views",
+    metavar="V",
+    multiple=True,
+    shell_complete=completed_with("view"),
+    help="A view as well; repeatable.",
+)
 @click.option(
     "--sort",
     type=click.Choice(_SORTS),

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import output
-from dedupfs.cli.arguments import JSON
+from dedupfs.cli.arguments import JSON, STORES
 from dedupfs.cli.watching import Mounted, State, find_mounted, user_name
 from dedupfs.errors import UsageError
 
@@ -14,7 +14,7 @@ _TO_MEND = (State.DEAD, State.SILENT)
 
 
 @click.command()
-@click.argument("stores", metavar="[STORE...]", nargs=-1, type=click.Path(path_type=Path))
+@STORES
 @JSON
 @click.pass_context
 def status(ctx: click.Context, stores: tuple[Path, ...], as_json: bool) -> None:

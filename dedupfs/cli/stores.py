@@ -1,4 +1,4 @@
-"""Commands about a whole store: init, check, scrub, reindex; and completion.
+"""Commands about a whole store: init, check, scrub, reindex.
 
 Specified in docs/cli.md.
 """
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import get_completion_class
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import JSON, STORE, open_store
-from dedupfs.cli.failures import COMPLETION_VARIABLE, PROGRAM
 from dedupfs.errors import CorruptError, UsageError
 
 if TYPE_CHECKING:
@@ -280,21 +278,4 @@ def _losses(report: "ReindexReport") -> list[str]:
     ]
 
 
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes dedupfs in SHELL.
-
-    \b
-    Examples:
-      dedupfs completion bash > /etc/bash_completion.d/dedupfs
-      eval "$(dedupfs completion zsh)"
-    """
-    found = get_completion_class(shell)
-    assert found is not None
-    root = ctx.find_root().command
-    click.echo(found(root, {}, PROGRAM, COMPLETION_VARIABLE).source())
-
-
-COMMANDS: list[click.Command] = [init, check, scrub, reindex, completion]
+COMMANDS: list[click.Command] = [init, check, scrub, reindex]

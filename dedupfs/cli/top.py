@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import output
+from dedupfs.cli.arguments import STORES
 from dedupfs.cli.watching import mounted_stores
 from dedupfs.errors import DedupfsError, StoreError, UsageError
 from dedupfs.namespace import live
@@ -55,7 +56,7 @@ Found = list[tuple[Sample, Rates | None]]
 
 
 @click.command()
-@click.argument("stores", metavar="[STORE...]", nargs=-1, type=click.Path(path_type=Path))
+@STORES
 @click.option("--interval", type=float, default=2.0, show_default=True, metavar="SECONDS")
 @click.option("--once", is_flag=True, help="Look once, over one interval, and end.")
 @click.option(

@@ -16,6 +16,8 @@ from dedupfs.cli import output
 from dedupfs.cli.arguments import (
     JSON,
     STORE,
+    TAG,
+    completed_with,
     find_place,
     open_store,
     parse_tags,
@@ -36,9 +38,11 @@ _STDOUT = "-"
 
 @click.command("import")
 @STORE
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+)
 @click.argument("name", required=False)
-@click.option("--tag", "tags", metavar="K=V", multiple=True, help="Tag the snapshot; repeatable.")
+@TAG
 @click.option("--time", "when", metavar="TIME", help="When it was made, if not now (ISO 8601).")
 @click.option("-x", "--one-file-system", is_flag=True, help="Leave out what is mounted below.")
 @click.option("--reread", is_flag=True, help="Read files that look unchanged as well.")
@@ -161,9 +165,18 @@ def problems_json(problems: "list[Problem]") -> list[output.Json]:
 @click.command()
 @STORE
 @snapshot_argument("where", "SNAPSHOT[:PATH]")
-@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.argument(
+    "directory",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+)
 @click.option(
-    "--tar", "tar_file", metavar="FILE", help="Write a tar stream to FILE ('-': standard output)."
+    "--tar",
+    "tar_file",
+    metavar="FILE",
+    shell_complete=completed_with("file"),
+    help="Write a tar stream to FILE ('-': standard output).",
 )
 @JSON
 def export(

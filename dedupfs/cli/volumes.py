@@ -11,13 +11,21 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import background, output
+from dedupfs.cli.arguments import completed_with
 from dedupfs.errors import StoreError
 
 SOCKET = Path("/run/docker/plugins/dedupfs.sock")
 
 
 @click.command("volume-plugin")
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path())
+@click.argument(
+    "stores",
+    metavar="STORE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(),
+    shell_complete=completed_with("directory"),
+)
 @click.option(
     "--socket",
     "socket_path",

@@ -12,8 +12,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pytest
-
 from dedupfs.namespace.view import View
 from dedupfs.store import Store
 from tests.cli.conftest import Run
@@ -209,25 +207,6 @@ def test_tar_to_a_file_that_exists_is_refused(
     assert (
         "File exists" in run("export", store_path, "one", "--tar", tmp_path / "out.tar", code=7).err
     )
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(run: Run, shell: str) -> None:
-    assert "_DEDUPFS_COMPLETE" in run("completion", shell).out
-
-
-def test_snapshot_names_are_completed(run: Run, store_path: Path, data: Path) -> None:
-    run("import", store_path, data, "step-1")
-    run("clone", store_path, "step-1", "other")
-    environment = {
-        **os.environ,
-        "_DEDUPFS_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"dedupfs ls {store_path} st",
-        "COMP_CWORD": "3",
-    }
-    command = [sys.executable, "-m", "dedupfs"]
-    result = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert [line.split(",")[1] for line in result.stdout.splitlines()] == ["step-1"]
 
 
 def test_every_command_has_help_with_an_example() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from dedupfs.cli import man
+from dedupfs.cli import man, mounthelper
 from dedupfs.cli.app import COMMANDS, app
 from tests.cli.conftest import Run
 from tests.fuse.harness import REPOSITORY
@@ -18,9 +18,8 @@ from tests.fuse.harness import REPOSITORY
 @pytest.fixture
 def directory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
-    found = tmp_path / "a" / "man1"
-    run("man", "--output", found)
-    return found
+    run("man", "--output", tmp_path / "a")
+    return tmp_path / "a"
 
 
 def plain(text: str) -> str:
@@ -31,14 +30,15 @@ def plain(text: str) -> str:
 
 
 def test_each_command_has_a_page_with_all_its_options(directory: Path) -> None:
-    pages = {path.name for path in directory.iterdir()}
+    pages = {path.name for path in (directory / "man1").iterdir()}
     assert pages == {"dedupfs.1", *(f"dedupfs-{name}.1" for name in COMMANDS)}
-    overview = plain((directory / "dedupfs.1").read_text())
+    assert [path.name for path in (directory / "man8").iterdir()] == ["mount.dedupfs.8"]
+    overview = plain((directory / "man1" / "dedupfs.1").read_text())
     context = click.Context(app, info_name="dedupfs")
     for name in COMMANDS:
         command = app.get_command(context, name)
         assert command is not None
-        page = plain((directory / f"dedupfs-{name}.1").read_text())
+        page = plain((directory / "man1" / f"dedupfs-{name}.1").read_text())
         assert page.startswith(f'.TH "DEDUPFS-{name.upper()}" "1" "1970-01-02"')
         commands = [command, *getattr(command, "commands", {}).values()]
         for parameter in (each for one in commands if not one.hidden for each in one.params):
@@ -53,24 +53,33 @@ def test_the_exit_codes_are_those_of_the_table(directory: Path) -> None:
     assert [code for code, _ in man._CODES] == documented
 
 
+def test_the_helper_of_mount_has_a_page_with_all_its_options(directory: Path) -> None:
+    page = plain((directory / "man8" / "mount.dedupfs.8").read_text())
+    options = {*mounthelper.MEANINGS, *mounthelper.IMPOSSIBLE, "snapshot", "view", "limit", "rw"}
+    assert {option for option in options if not re.search(rf"\b{option}\b", page)} == set()
+    for code in (mounthelper.WRONG_USE, mounthelper.INTERRUPTED, mounthelper.FAILED):
+        assert f"\n{code}\n" in page
+
+
 def test_the_pages_are_the_same_when_nothing_changed(
     directory: Path, run: Run, tmp_path: Path
 ) -> None:
     run("man", "--output", tmp_path / "again")
-    for path in directory.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    for path in directory.glob("*/*"):
+        again = tmp_path / "again" / path.relative_to(directory)
+        assert path.read_bytes() == again.read_bytes()
     (tmp_path / "file").touch()
     run("man", "--output", tmp_path / "file" / "below", code=7)
 
 
 @pytest.mark.program("mandoc")
 def test_mandoc_finds_nothing_to_say(directory: Path) -> None:
-    check(["mandoc", "-Tlint", "-W", "warning", *map(str, sorted(directory.iterdir()))])
+    check(["mandoc", "-Tlint", "-W", "warning", *map(str, sorted(directory.glob("*/*")))])
 
 
 @pytest.mark.program("groff")
 def test_groff_finds_nothing_to_say(directory: Path) -> None:
-    pages = sorted(map(str, directory.iterdir()))
+    pages = sorted(map(str, directory.glob("*/*")))
     check(["groff", "-ww", "-man", "-Tutf8", "-z", *pages])
 
 
