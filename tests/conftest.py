@@ -6,6 +6,7 @@
 - A test fails when the logger `dedupfs` said WARNING or worse and the test did not declare it with
   the marker `allow_log` or the fixture of that name.
 - The run fails when a FUSE mount below pytest's temporary directory outlives it.
+- Children do not ignore the signals that whoever started the run ignores.
 - Coverage leaves out tests marked `unmeasured`, and the processes that they start.
 - Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere.
 """
@@ -18,6 +19,7 @@ import os
 import posix
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -229,6 +231,42 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_for_children() -> None:
+    """Ignore what this process was told to ignore (nohup, a shell's ``&``) in it alone.
+
+    What is ignored stays so in children, and some of ours have to end by such a signal.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(InterruptedWorker(config))
+
+
+class InterruptedWorker:
+    """Says where SIGINT came upon a worker of pytest-xdist, of which nobody hears otherwise."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._capturing = config.pluginmanager.getplugin("capturemanager")
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        ours = excinfo.traceback.filter(lambda entry: "site-packages" not in str(entry.path))
+        excinfo.traceback = ours or excinfo.traceback
+        with self._capturing.global_and_fixture_disabled():
+            sys.stderr.write(f"{excinfo.getrepr(style='short')}\n")
+            sys.stderr.flush()
+
+
 # --- mounts left behind ---------------------------------------------------------------------------
 
 
@@ -257,16 +295,31 @@ def detach(mount_point: str) -> None:
     subprocess.run(command, check=False, timeout=30)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_mount_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+LEFT_BEHIND = pytest.StashKey[list[str]]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when a test's mount outlives it, and detach it so that the next run can start.
 
     Only mounts below this run's own temporary directory count: others may be testing next door.
+    Where workers of pytest-xdist run the tests, it is theirs as well, and they have ended by now,
+    in whatever way.
     """
-    directory = tmp_path_factory.getbasetemp().resolve()
-    yield
-    left_behind = fuse_mounts_below(directory)
+    if hasattr(session.config, "workerinput"):
+        return
+    factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    left_behind = fuse_mounts_below(factory.getbasetemp().resolve())
     for mount_point in left_behind:
         detach(mount_point)
+    session.config.stash[LEFT_BEHIND] = left_behind
+    if left_behind and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    left_behind = config.stash.get(LEFT_BEHIND, [])
     if left_behind:
-        pytest.fail(f"tests left mounts behind: {', '.join(left_behind)}", pytrace=False)
+        terminalreporter.section("tests left mounts behind", red=True)
+        terminalreporter.write_line("\n".join(left_behind))

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.fuse.device import DEVICE
 from dedupfs.fuse.mountpoints import write_back
 from dedupfs.namespace.attributes import TIME_NS_MAX
 from tests.calls.actor import IDS
 from tests.calls.script import Case, Step
+from tests.device import device_for_everybody
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, Daemons, Mounted, run
 
 WRITABLE = ("native", "mount", "snapshot", "user")
@@ -159,7 +159,7 @@ class Places:
         self._users = Daemons(directory, user=IDS["alice"])
         self._made: dict[str, Place] = {}
         self._bound: list[Path] = []
-        self._device_mode: int | None = None
+        self._device = ExitStack()
 
     def get(self, name: str) -> Place:
         if name not in self._made:
@@ -190,8 +190,7 @@ class Places:
         return self._daemons.start(name, allow_other=os.geteuid() == 0, **options)  # type: ignore[arg-type]
 
     def _user(self, name: str) -> Place:
-        self._device_mode = DEVICE.stat().st_mode & 0o7777
-        DEVICE.chmod(0o666)
+        self._device.enter_context(device_for_everybody())
         own = self._directory / "own"
         own.mkdir()
         os.chown(own, IDS["alice"], IDS["alice"])
@@ -270,8 +269,7 @@ class Places:
         both = (self._users, self._daemons)
         for daemons in both:
             daemons.end_all()
-        if self._device_mode is not None:
-            DEVICE.chmod(self._device_mode)
+        self._device.close()
         for daemons in both:
             for store in {mounted.store for mounted in daemons.started}:
                 dedupfs("check", store)

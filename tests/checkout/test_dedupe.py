@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -256,11 +257,11 @@ def test_files_share_blocks_and_stay_what_they_are(xfs: Path) -> None:
         (ckpts / str(copy)).mkdir(parents=True)
         (ckpts / str(copy) / "model").write_bytes(noise(1, 8 << 20))
     with make_store(xfs / "store") as store, (ckpts / "1" / "model").open("r+b") as busy:
-        os.sync()
+        subprocess.run(["sync", "--file-system", xfs], check=True)
         seen, free_before = seen_in(ckpts), os.statvfs(xfs)
         report = dedupe(store, ckpts, options())
         assert (report.link, report.replaced) == ("reflink", 5)
-        os.sync()
+        subprocess.run(["sync", "--file-system", xfs], check=True)
         free_after = os.statvfs(xfs)
         gained = (free_after.f_bfree - free_before.f_bfree) * free_after.f_frsize
         assert gained >= (32 << 20) - (10 << 20)  # the index keeps 8 MiB in reserve

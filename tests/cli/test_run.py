@@ -10,7 +10,6 @@ import hashlib
 import os
 import random
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.fuse.device import DEVICE
 from tests.cli.conftest import Run
+from tests.device import device_for_everybody
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, eventually, read_until, run_code
 
 pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
@@ -307,15 +306,10 @@ def users_store() -> Iterator[Path]:
     """A place of an ordinary user, on a device that ordinary users may open."""
     if run_code("os.execvp('unshare', ['unshare', '-Urm', 'true'])", USER).returncode != 0:
         pytest.skip("an ordinary user may not make a user namespace here")
-    mode = DEVICE.stat().st_mode
-    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name, device_for_everybody():
         directory = Path(name).resolve()
         os.chown(directory, USER, USER)
-        DEVICE.chmod(0o666)
-        try:
-            yield directory / "my store"
-        finally:
-            DEVICE.chmod(stat.S_IMODE(mode))
+        yield directory / "my store"
 
 
 def as_user(*words: object, code: int = 0) -> str:

@@ -12,8 +12,9 @@ pyfuse3 = pytest.importorskip("pyfuse3")
 
 from dedupfs.errors import MountError  # noqa: E402
 from dedupfs.fuse import device, mountpoints  # noqa: E402
-from dedupfs.fuse.device import DEVICE, MountFlags  # noqa: E402
+from dedupfs.fuse.device import MountFlags  # noqa: E402
 from dedupfs.fuse.session import Session, prepare_mountpoint  # noqa: E402
+from tests.device import device_for_everybody  # noqa: E402
 from tests.fuse.harness import DaemonError, Daemons, is_mounted, run_code  # noqa: E402
 
 NOBODY = 65534
@@ -93,16 +94,11 @@ def test_what_fusermount3_says_is_handed_on(
 @pytest.fixture
 def users_own() -> Iterator[Path]:
     """A directory of an ordinary user, and a device that ordinary users may open."""
-    mode = os.stat(DEVICE).st_mode
-    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name, device_for_everybody():
         directory = Path(name).resolve()
         os.chown(directory, NOBODY, NOBODY)
         directory.chmod(0o755)
-        DEVICE.chmod(0o666)
-        try:
-            yield directory
-        finally:
-            DEVICE.chmod(mode & 0o7777)
+        yield directory
 
 
 @pytest.mark.fuse

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.device import device_for_everybody
 from tests.fuse.harness import REPOSITORY, Daemons
 from tests.posix.choices import ALICE, BOB
 from tests.posix.pair import Pair, User
 
-DEVICE = Path("/dev/fuse")
 SHARED_MEMORY = Path("/dev/shm")
 NOBODY = 65534
 """An ordinary user that fusermount3 finds by name."""
@@ -113,12 +113,8 @@ def user_pair(make_pair: MakePair, writes: dict[str, object]) -> Iterator[Pair]:
 
     For root; whoever is none has ``pair``.
     """
-    mode = DEVICE.stat().st_mode
-    DEVICE.chmod(0o666)  # as on ordinary distributions
-    try:
+    with device_for_everybody():
         yield make_pair((User(NOBODY), User(NOBODY)), **writes)
-    finally:
-        DEVICE.chmod(mode & 0o7777)
 
 
 def anybody_s(make: MakePair, **options: object) -> Pair:

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("pyfuse3")
 
-from dedupfs.fuse.device import DEVICE
+from tests.device import device_for_everybody
 from tests.fuse.harness import Daemons, Mounted, run_code
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -31,16 +31,11 @@ OTHER = 54321
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A directory where others may look, on a device that ordinary users may open."""
-    mode = DEVICE.stat().st_mode
-    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name, device_for_everybody():
         directory = Path(name).resolve()
         os.chown(directory, NOBODY, NOBODY)
         directory.chmod(0o755)
-        DEVICE.chmod(0o666)
-        try:
-            yield directory
-        finally:
-            DEVICE.chmod(stat.S_IMODE(mode))
+        yield directory
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.fuse.device import DEVICE
 from dedupfs.maintenance.check import check
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.view import Caller, View
 from dedupfs.store.store import Store
+from tests.device import device_for_everybody
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, detach, is_mounted, run_code
 
 pytestmark = pytest.mark.fuse
@@ -214,18 +214,13 @@ def test_a_request_is_done_once_though_the_next_daemon_dies_as_well(
 @pytest.fixture
 def users_own() -> Iterator[Path]:
     """A directory of an ordinary user, and a device that ordinary users may open."""
-    mode = stat.S_IMODE(DEVICE.stat().st_mode)
-    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name, device_for_everybody():
         directory = Path(name).resolve()
         (directory / "mnt").mkdir()
         for path in (directory, directory / "mnt"):
             os.chown(path, NOBODY, NOBODY)
             path.chmod(0o755)
-        DEVICE.chmod(0o666)
-        try:
-            yield directory
-        finally:
-            DEVICE.chmod(mode)
+        yield directory
 
 
 @pytest.mark.root
