@@ -15,6 +15,7 @@ from fsspec import AbstractFileSystem
 
 from dedupfs.api.failures import public
 from dedupfs.api.reading import Stat
+from dedupfs.api.sharedviews import close_shared_view, open_shared_view
 from dedupfs.api.snapshot import Snapshot
 from dedupfs.api.store import Store
 from dedupfs.errors import (
@@ -52,7 +53,7 @@ class DedupfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise UsageError("which store? give store=DIRECTORY, or set DEDUPFS_STORE")
         self._store = Store.open(where)
         try:
-            self._view: View | None = None if view is None else self._store.view(view)
+            self._view: View | None = None if view is None else open_shared_view(self._store, view)
         except BaseException:
             self._store.close()
             raise
@@ -62,7 +63,8 @@ class DedupfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Close the view and the store, and have fsspec forget this object."""
         self.clear_instance_cache()
         if self._view is not None:
-            self._view.close()
+            close_shared_view(self._store, self._view)
+            self._view = None
         self._store.close()
 
     @classmethod

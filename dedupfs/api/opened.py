@@ -2,8 +2,9 @@
 
 LMDB opens an index once per process, so every ``Store`` on one directory shares this. Threads:
 what changes anything holds ``lock``, a look at trees ``trees_lock``; file data is read without
-either. A forked child can use nothing of it: LMDB's environment is its parent's, which loses its
-place among the readers when the child closes it or merely collects it.
+either. A forked child can use nothing of what its parent opened: LMDB's environment would lose its
+place among the readers when the child closes it or merely collects it. It opens the store anew when
+it first needs it; a view stays its parent's.
 """
 
 import ctypes
@@ -27,7 +28,6 @@ from dedupfs.store import Store
 from dedupfs.store.owner import Owner
 
 _RECIPES_KEPT = 8
-_IN_A_FORK = " in a forked process: open it there, with nothing of it open in the parent, or spawn"
 _Key = tuple[int, int]
 
 
@@ -45,9 +45,16 @@ class OpenView(Protocol):
 
 
 class Hold:
-    """Keeps a snapshot's records from gc while this object lives, whoever removes the snapshot."""
+    """Keeps a snapshot's records from gc while this object lives, whoever removes the snapshot.
 
-    __slots__ = ("__weakref__",)
+    In a forked child it is the parent's, and keeps nothing by itself.
+    """
+
+    __slots__ = ("__weakref__", "forks", "root")
+
+    def __init__(self, root: TreeEntry, forks: int) -> None:
+        self.root = root
+        self.forks = forks
 
 
 class Opened:
@@ -60,9 +67,15 @@ class Opened:
         self.lock = threading.RLock()
         self.trees_lock = threading.RLock()
         self.views: weakref.WeakSet[OpenView] = weakref.WeakSet()
-        self.why_closed = ""
-        core = Store.open(path)
-        self._core: Store | None = core
+        self.forks = 0
+        """How often this process, and those before it, were forked since: what was pinned before
+        the last one was pinned by another process."""
+        self._core: Store | None = None
+        self._is_to_be_opened = True
+        self._begin()
+
+    def _begin(self) -> Store:
+        core = Store.open(self.path)
         self._catalog = SnapshotCatalog(core)
         self._trees = TreeReader(core)
         # Not the store's own owner: an import lets go of everything that one holds.
@@ -75,18 +88,24 @@ class Opened:
             return load_recipe(core, content)
 
         self._recipe = recipe
+        self._core = core
+        self._is_to_be_opened = False
+        return core
 
     @property
     def core(self) -> Store:
-        """The store itself.
+        """The store itself; opened now in a process that was forked from one that had it open.
 
         Raises:
-            UsageError: it is closed.
+            UsageError: it is closed. StoreError: it cannot be opened any more.
         """
         core = self._core
-        if core is None:
-            raise UsageError(f"the store {self.path} is closed{self.why_closed}")
-        return core
+        if core is not None:
+            return core
+        with self.lock:
+            if self._is_to_be_opened:
+                return self._begin()
+        raise UsageError(f"the store {self.path} is closed")
 
     @property
     def catalog(self) -> SnapshotCatalog:
@@ -134,7 +153,7 @@ class Opened:
                         txn.pin(self._holder.name, record_id)
             except StoreFullError:  # what can be read must be readable all the same
                 return None
-            hold = Hold()
+            hold = Hold(root, self.forks)
             # A finalizer may run anywhere, so it only notes what is due.
             weakref.finalize(hold, self._due.append, ids).atexit = False
             self._recent.append((root, hold))
@@ -168,11 +187,14 @@ class Opened:
         """One user less; the last one closes the store."""
         with self.lock, _registry_lock:  # never the other way round
             self.users -= 1
-            core = self._core
-            if self.users > 0 or core is None:
+            if self.users > 0:
                 return
+            self._is_to_be_opened = False
             if _open.get(self.key) is self:
                 del _open[self.key]
+            core = self._core
+            if core is None:
+                return
             try:
                 for view in list(self.views):
                     view.close()
@@ -194,9 +216,13 @@ class Opened:
         """In a forked child: nothing of the parent's is used, changed or given up."""
         self.lock = threading.RLock()
         self.trees_lock = threading.RLock()
-        self.why_closed = _IN_A_FORK
-        _keep_for_ever((self._core, self._holder))
-        self._core = None
+        self.forks += 1
+        if self._core is not None:
+            _keep_for_ever((self._core, self._holder, self._recipe, self._recent, self._due))
+            self._core.abandon()
+            self._holder.abandon()
+            self._core = None
+            self._is_to_be_opened = True
         for view in list(self.views):
             _keep_for_ever(view.forget())
 
@@ -233,7 +259,6 @@ def _after_fork() -> None:
     _registry_lock = threading.RLock()
     for opened in _open.values():
         opened.forget()
-    _open.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

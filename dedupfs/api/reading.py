@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dedupfs.api.failures import public
-from dedupfs.errors import LoopError, NotADirectoryNameError, NotFoundError
+from dedupfs.errors import (
+    LoopError,
+    MissingRecordError,
+    NotADirectoryNameError,
+    NotFoundError,
+)
 from dedupfs.model import TreeEntry
 from dedupfs.namespace.trees import TreeReader, tree_id_of
 from dedupfs.recipe import Recipe
 
 if TYPE_CHECKING:
     from dedupfs.api.opened import Hold, Opened
+    from dedupfs.store import Store
 
     WritableBuffer = bytearray | memoryview
 
@@ -184,13 +190,13 @@ class SnapshotFile(io.RawIOBase):
         self._require_open()
         if size < 0 or offset < 0:
             raise ValueError("a size and an offset are not negative")
-        return self._opened.core.read(self._recipe.cut(offset, offset + size))
+        return self._core().read(self._recipe.cut(offset, offset + size))
 
     @public
     def readinto(self, buffer: "WritableBuffer", /) -> int:  # type: ignore[override]
         """Fill ``buffer`` from the position on; return how many bytes there were."""
         self._require_open()
-        core = self._opened.core
+        core = self._core()
         with memoryview(buffer) as view, view.cast("B") as target:
             start = self._position
             stop = min(start + len(target), self.size)
@@ -218,6 +224,15 @@ class SnapshotFile(io.RawIOBase):
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
+
+    def _core(self) -> "Store":
+        hold = self._hold
+        if hold is not None and hold.forks != self._opened.forks:
+            try:
+                self._hold = self._opened.hold(hold.root)
+            except MissingRecordError as exc:
+                raise NotFoundError(f"the snapshot of {self.name!r} was removed") from exc
+        return self._opened.core
 
 
 def wrapped(

@@ -226,9 +226,10 @@ class Snapshot:
 
     def _held(self) -> "Hold | None":
         """Keep what is read from gc; as long as this object, or an open file, is there."""
-        if self._hold is None:
+        opened = self._store._opened
+        if self._hold is None or self._hold.forks != opened.forks:
             try:
-                self._hold = self._store._opened.hold(self._info.root)
+                self._hold = opened.hold(self._info.root)
             except MissingRecordError as exc:
                 raise NotFoundError(f"snapshot {self.name!r} was removed") from exc
         return self._hold

@@ -31,10 +31,9 @@ class Store:
     """An open store: a mapping of names to snapshots, and more. ``close`` it, or use ``with``.
 
     Threads: every method of everything here may be called by any thread; what changes the store,
-    or a view of it, goes one at a time. Fork: in the child everything is closed, and says so; what
-    the parent has open cannot be opened there, so open a store in the child alone, or spawn (a
-    ``Store`` and a ``Snapshot`` can be pickled). Any number of ``Store`` objects, processes and
-    mounts may have one store open.
+    or a view of it, goes one at a time. Fork: the child opens the store anew when it first uses any
+    of this; views stay the parent's. A ``Store`` and a ``Snapshot`` can be pickled. Any number of
+    ``Store`` objects, processes and mounts may have one store open.
     """
 
     def __init__(self, path: StorePath) -> None:

@@ -61,6 +61,7 @@ class View:
         self._store = store
         self._opened = opened
         self._fold_after_s = 0.0
+        self._why_closed = ""
         self._caller = Caller(os.geteuid(), os.getegid(), umask_now())
         self._view: CoreView | None = None
         with opened.lock:
@@ -92,6 +93,9 @@ class View:
     def forget(self) -> object:
         """In a forked child: the view is the parent's; return what must not be collected."""
         view, self._view = self._view, None
+        if view is not None:
+            view.abandon()
+        self._why_closed = " in a forked process: it is that of its parent"
         return view
 
     @property
@@ -102,7 +106,7 @@ class View:
             UsageError: it is closed.
         """
         if self._view is None:
-            raise UsageError(f"view {self.name!r} is closed{self._opened.why_closed}")
+            raise UsageError(f"view {self.name!r} is closed{self._why_closed}")
         return self._view
 
     @property

@@ -6,6 +6,7 @@ Knows neither handles nor bytes of files.
 
 import stat
 import struct
+from contextlib import suppress
 
 import msgspec
 
@@ -19,6 +20,7 @@ from dedupfs.errors import (
     NotEmptyError,
     NotFoundError,
     NotPermittedError,
+    StoreError,
     TooManyLinksError,
 )
 from dedupfs.format.journal import NameEdit, Orphan, Place, Put, Remove
@@ -221,6 +223,16 @@ def _forget(state: ViewState, gone: _Gone | None, now_ns: int) -> None:
     state.keep_nameless(inode, gone.entry)
     if gone.placed:
         state.inodes.forget(inode)
+
+
+def forget_directory(state: ViewState, inode: int) -> None:
+    """Drop what is kept of a removed directory that the kernel no longer knows."""
+    directory = state.directories.get(directory_number(inode))
+    if directory is not None and directory.removed and directory.inode == inode:
+        del state.directories[directory.number]
+        state.inodes.forget(inode)
+        with suppress(StoreError):  # then the next daemon keeps it for nothing
+            state.append_orphan(inode, None, 0)
 
 
 def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None:

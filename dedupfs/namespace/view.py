@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Self
 
 from dedupfs.errors import (
@@ -176,6 +175,11 @@ class View:
                 self._folder.fold()
         finally:
             self._opened.release()
+
+    def abandon(self) -> None:
+        """In a forked child: the view is the parent's; its lock goes when the parent lets go."""
+        if self._opened.lock is not None:
+            self._opened.lock.file.close()
 
     def _now(self) -> int:
         """Return the time of a change that is about to be made."""
@@ -351,12 +355,7 @@ class View:
         """Drop what is kept of removed objects that the kernel no longer knows."""
         for inode, _count in inodes:
             self._handles.forget(inode)
-            directory = self._state.directories.get(inode >> 24)
-            if directory is not None and directory.removed and directory.inode == inode:
-                del self._state.directories[directory.number]
-                self._state.inodes.forget(inode)
-                with suppress(StoreError):  # then the next daemon keeps it for nothing
-                    self._state.append_orphan(inode, None, 0)
+            names.forget_directory(self._state, inode)
 
     # --- files -----------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ Durable always: no flag that a power cut could turn into a corrupt database is e
 import enum
 import errno
 import fcntl
+import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import lmdb
 
@@ -159,7 +160,7 @@ class Database:
 
     The map is 1 TiB of address space (it costs nothing until used), so that it never has to be
     moved under a reader in another thread; less where a limit on address space forbids that.
-    Not usable in a forked child.
+    Not usable in a forked child, which may open the same one anew.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -300,6 +301,29 @@ class _Turns:
             with suppress(OSError):  # closed before
                 os.close(fd)
         self._writer = self._asker = -1
+
+
+def _know_no_parents_environments() -> None:
+    """In a forked child: let it open what its parent has open.
+
+    LMDB allows that, for the locks that must not be taken twice are a process's own (fcntl(2)). But
+    py-lmdb takes its list of open files along, by the keys of a function that it looks up for each
+    call (lmdb/_envid.py of 3.0). It is private; without it the child is told "already open".
+    """
+    try:
+        module: Any = importlib.import_module("lmdb._envid")
+        keys_of = getattr(module.env_keys, "of_any_process", module.env_keys)
+    except (ImportError, AttributeError):
+        return
+
+    def env_keys(path: object, subdir: object) -> tuple[object, ...]:
+        return tuple((os.getpid(), key) for key in keys_of(path, subdir))
+
+    module.env_keys = env_keys
+    module.env_keys.of_any_process = keys_of
+
+
+os.register_at_fork(after_in_child=_know_no_parents_environments)
 
 
 def _open_tables(env: lmdb.Environment) -> _Handles:

@@ -61,6 +61,12 @@ class Owner:
             self._file.close()
             self._file = None
 
+    def abandon(self) -> None:
+        """In a forked child: leave the lock to the parent alone, which may die or give it back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
 
 def same_file(file: File, path: Path) -> bool:
     """Whether ``path`` still names the open file."""

@@ -185,6 +185,10 @@ class Store:
             self._files.close()
             self.db.close()
 
+    def abandon(self) -> None:
+        """In a forked child: the store is the parent's; its lock goes when the parent does."""
+        self._owner.abandon()
+
     def claim_owner(self) -> int:
         """Return a descriptor that, kept open anywhere, keeps this process's pins alive."""
         return self._owner.claim()

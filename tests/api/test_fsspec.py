@@ -179,65 +179,6 @@ def test_a_local_cache_gives_a_path_to_what_needs_one(store: dedupfs.Store, fs: 
     assert Path(path).read_bytes() == BIG
 
 
-def test_numpy_and_safetensors_read_a_snapshot(store: dedupfs.Store, tmp_path: Path) -> None:
-    numpy = pytest.importorskip("numpy")
-    safetensors_numpy = pytest.importorskip("safetensors.numpy")
-    tensors = {"w": numpy.arange(300_000, dtype=numpy.float32), "b": numpy.ones(3)}
-    with store.view("train") as view:
-        view.mkdir("step-1")
-        view.write_bytes("step-1/model.safetensors", safetensors_numpy.save(tensors))
-        with view.open("step-1/w.npy", "wb") as file:
-            numpy.save(file, tensors["w"])
-        step = view.commit("step-1", path="step-1")
-    with step.open("w.npy") as file:
-        assert (numpy.load(file) == tensors["w"]).all()
-    loaded = safetensors_numpy.load(step.read_bytes("model.safetensors"))
-    assert all((loaded[name] == tensors[name]).all() for name in tensors)
-    fs = file_system(store)
-    url = "simplecache::dedupfs://step-1/model.safetensors"
-    path = fsspec.open_local(url, dedupfs={"store": str(store.path)})
-    with pytest.importorskip("safetensors").safe_open(path, "numpy") as opened:
-        assert (opened.get_slice("w")[10:20] == tensors["w"][10:20]).all()
-    fs.close()
-
-
-def _torch(fs: Any, url: str, options: dict[str, str]) -> None:
-    torch = pytest.importorskip("torch")
-    with fs.open("data/t.pt", "wb") as file:
-        torch.save({"w": torch.ones(1000)}, file)
-    with fs.open("data/t.pt") as file:
-        assert torch.load(file, weights_only=True)["w"].sum() == 1000
-
-
-def _pandas(fs: Any, url: str, options: dict[str, str]) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"a": range(1000), "b": ["x"] * 1000})
-    frame.to_csv(f"{url}/t.csv", index=False, storage_options=options)
-    assert pandas.read_csv(f"{url}/t.csv", storage_options=options).equals(frame)
-
-
-def _parquet(fs: Any, url: str, options: dict[str, str]) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pytest.importorskip("pyarrow").table({"a": list(range(10_000))})
-    with fs.open("data/t.parquet", "wb") as file:
-        parquet.write_table(table, file)
-    assert parquet.read_table("data/t.parquet", filesystem=fs).equals(table)
-    pandas = pytest.importorskip("pandas")
-    read = pandas.read_parquet(f"{url}/t.parquet", storage_options=options)
-    assert read["a"].sum() == sum(range(10_000))
-
-
-@pytest.mark.parametrize("reads", [_torch, _pandas, _parquet])
-def test_libraries_read_and_write_through_fsspec(
-    store: dedupfs.Store, reads: Callable[[Any, str, dict[str, str]], None]
-) -> None:
-    fs = file_system(store, view="data")
-    try:
-        reads(fs, "dedupfs://data", {"store": str(store.path), "view": "data"})
-    finally:
-        fs.close()
-
-
 def test_an_installed_dedupfs_tells_fsspec_of_its_protocol() -> None:
     import tomllib
 

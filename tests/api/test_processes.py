@@ -39,28 +39,80 @@ def in_child(body: object) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_in_a_forked_child_everything_is_closed_and_the_parent_goes_on(
-    store: dedupfs.Store, one: dedupfs.Snapshot
+def test_a_forked_child_goes_on_with_the_store_and_the_parent_too(
+    store: dedupfs.Store, one: dedupfs.Snapshot, tmp_path: Path
 ) -> None:
     raw = cast(SnapshotFile, one.open("a/b/big", "rb", 0))
+    buffered = one.open("a/b/big")
     assert raw.pread(10, 5) == BIG[5:15]
+    assert buffered.read(7) == BIG[:7]
 
     def child() -> None:
-        for call in (lambda: raw.pread(1, 0), one.ls, lambda: store["one"], store.gc):
-            with pytest.raises(ValueError, match="in a forked process"):
-                call()
-        with pytest.raises(OSError, match="already open"):
-            dedupfs.Store.open(store.path)
+        assert raw.pread(10, 6) == BIG[6:16]
+        assert buffered.read(7) == BIG[7:14]
+        assert one.ls("a") == store["one"].ls("a") == ["b", "link", "x.txt"]
+        with dedupfs.Store.open(store.path) as second, second.view(f"v{os.getpid()}") as view:
+            view.write_bytes("made", BIG[1:])
+            view.commit(f"by-{os.getpid()}", tags={"parent": os.getppid()})
+        assert in_child(grandchild) == 0
+        store.import_tree(tmp_path / "src", f"import-{os.getpid()}")
+        assert store.gc() >= 0
         raw.close()
+        buffered.close()
         store.close()
         gc.collect()
+        with pytest.raises(ValueError, match="closed"):
+            one.ls()
+
+    def grandchild() -> None:
+        assert raw.pread(10, 7) == BIG[7:17]
+        assert len(store) > 1
 
     for _ in range(3):
         assert in_child(child) == 0
         assert in_child(gc.collect) == 0
         assert one.ls("a") == ["b", "link", "x.txt"]
         assert raw.pread(10, 5) == BIG[5:15]
+    assert buffered.read() == BIG[7:]
     raw.close()
+    buffered.close()
+    made = [store[name] for name in store if name.startswith("by-")]
+    assert [one.tags for one in made] == [{"parent": str(os.getpid())}] * 3
+    assert all(one.read_bytes("made") == BIG[1:] for one in made)
+
+
+def test_a_child_keeps_what_it_reads_and_no_lock_of_its_parent(store: dedupfs.Store) -> None:
+    """The child lives on while the parent closes its view, removes the snapshot and collects."""
+    file = store["one"].open("a/b/big", "rb", 0)
+    assert file.read(5) == BIG[:5]
+    view = store.view("v", snapshot="one")
+    ready, go_on = os.pipe(), os.pipe()
+
+    def child() -> None:
+        assert file.read(5) == BIG[5:10]
+        os.write(ready[1], b"1")
+        os.close(go_on[1])
+        assert os.read(go_on[0], 1) == b"1"
+        assert file.read() == BIG[10:]
+        with pytest.raises(FileNotFoundError):
+            store["one"]
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(in_child(child))
+    os.close(ready[1])
+    assert os.read(ready[0], 1) == b"1"
+    view.close()
+    store.view("v").close()  # the child has not kept the lock
+    store.remove_view("v")
+    file.close()
+    store["one"].remove()
+    store.gc()
+    os.write(go_on[1], b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for fd in (ready[0], *go_on):
+        os.close(fd)
+    assert store.gc() > len(BIG) // 2
 
 
 def test_a_spawned_process_opens_what_it_is_sent(
