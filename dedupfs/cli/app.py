@@ -91,7 +91,10 @@ COMMANDS: Section = {
     name: place for section in SECTIONS.values() for name, place in section.items()
 }
 
-HIDDEN: Section = {"go-on": ("dedupfs.cli.upgrade", "Take a mount over from another program.")}
+HIDDEN: Section = {
+    "go-on": ("dedupfs.cli.upgrade", "Take a mount over from another program."),
+    "volume-workers": (VOLUMES, "Mount and unmount for the volume plugin."),
+}
 
 
 class LazyGroup(click.Group):

@@ -3,16 +3,21 @@
 Knows how to start and end the plugin, not what it does. Specified in docs/cli.md.
 """
 
+import functools
 import os
 import signal
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dedupfs.cli import background, output
 from dedupfs.cli.arguments import completed_with
 from dedupfs.errors import StoreError
+
+if TYPE_CHECKING:
+    from dedupfs.volumes.options import Options
 
 SOCKET = Path("/run/docker/plugins/dedupfs.sock")
 
@@ -55,14 +60,17 @@ def volume_plugin(
     from dedupfs.volumes.driver import Driver
     from dedupfs.volumes.ledger import Ledger
     from dedupfs.volumes.mounts import Mounter
+    from dedupfs.volumes.workers import Workers
 
     is_root = os.geteuid() == 0
     paths = [Path(os.path.realpath(store)) for store in stores]
     directory = Path(os.path.realpath(state or _default_state(is_root=is_root)))
     background.log_to_stderr()
     ledger = Ledger.open(directory)
+    workers = Workers(directory)
     try:
-        mounter = Mounter(directory / "mounts", allow_other or is_root)
+        workers.start()  # imports while we do
+        mounter = Mounter(directory / "mounts", allow_other or is_root, workers)
         driver = Driver(paths, ledger, mounter, output.parse_size)
         listener = server.passed_listener()
         made = listener is None
@@ -76,7 +84,41 @@ def volume_plugin(
                 if made:
                     socket_path.unlink(missing_ok=True)
     finally:
+        workers.close()
         ledger.close()
+
+
+@click.command("volume-workers", hidden=True)
+@click.argument("lock", type=click.Path(path_type=Path))
+def volume_workers(lock: Path) -> None:
+    """Mount and unmount for the volume plugin, which is at the other end of standard input."""
+    from dedupfs.cli import mounts, upgrade  # noqa: F401 - what all mounts need
+    from dedupfs.fuse import server  # noqa: F401 - the same
+    from dedupfs.volumes import workers
+    from dedupfs.volumes.mounts import carry_out
+
+    background.log_to_stderr()
+    with socket.socket(fileno=0) as orders:
+        workers.serve(orders, lock, lambda order: carry_out(order, _mount))
+
+
+def _mount(place: Path, options: "Options", allow_other: bool) -> None:
+    from dedupfs.cli import mounts
+
+    body = functools.partial(
+        mounts.serve,
+        Path(options.store),
+        place,
+        create=False,
+        snapshot=options.snapshot if options.snapshot and not options.view else None,
+        view=options.view or mounts.DEFAULT_VIEW,
+        ephemeral=options.ephemeral,
+        read_only=options.read_only,
+        allow_other=allow_other,
+        # the limit of a view that is kept was set when that was made
+        limit_bytes=options.limit_bytes if options.ephemeral else None,
+    )
+    background.run_in_background(body)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -96,4 +138,4 @@ def _default_state(*, is_root: bool) -> Path:
     return Path(home) / "dedupfs-volumes"
 
 
-COMMANDS: list[click.Command] = [volume_plugin]
+COMMANDS: list[click.Command] = [volume_plugin, volume_workers]

@@ -13,6 +13,7 @@ Source: Docker, "Docker volume plugins" (docs.docker.com/engine/extend/plugins_v
 """
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -30,19 +31,22 @@ from dedupfs.errors import (
     StoreBusyError,
     UsageError,
 )
+from dedupfs.namespace import live
 from dedupfs.namespace.rows import ViewRow
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import View
-from dedupfs.namespace.views import find_view, remove_view
+from dedupfs.namespace.views import find_view, remove_view, view_owner
 from dedupfs.store.store import Store
 from dedupfs.volumes import options as volume_options
 from dedupfs.volumes.ledger import USERS_MAX, Ledger, Volume
-from dedupfs.volumes.mounts import Mounter
+from dedupfs.volumes.mounts import Mounter, stop
 from dedupfs.volumes.options import Options, ParseSize
 
 log = logging.getLogger(__name__)
 
 USER_CHARACTERS_MAX = 256
+DAEMON_S_MAX = 100.0
+DAEMON_STEP_S = 0.05
 
 
 class Driver:
@@ -63,7 +67,10 @@ class Driver:
 
     def recover(self) -> None:
         """Find out what the last plugin, or the machine's last boot, has left."""
-        for volume in self._ledger.all():
+        volumes = self._ledger.all()
+        if volumes:
+            self._mounter.settle()
+        for volume in volumes:
             if not self._mounter.is_mounted(volume.name):
                 if volume.users:
                     log.info("not mounted any more volume=%s", volume.name)
@@ -71,7 +78,7 @@ class Driver:
             elif not volume.users:
                 try:
                     self._mounter.end(volume.name)
-                except MountError as exc:
+                except DedupfsError as exc:
                     log.warning("mounted for nobody volume=%s: %s", volume.name, exc)
 
     def create(self, name: str, words: Mapping[str, str]) -> None:
@@ -116,6 +123,7 @@ class Driver:
             if mounted:
                 self._mounter.end(name)
             self._mounter.forget(name)
+            self._outlast(volume)
             if volume.view_id:
                 with self._store_lock, Store.open(Path(volume.options.store)) as store:
                     row = find_view(store, volume.options.view)
@@ -137,6 +145,7 @@ class Driver:
             if user not in users and len(users) >= USERS_MAX:
                 raise UsageError(f"volume {name!r} has {USERS_MAX:,} users already")
             self._require_view(volume)
+            self._outlast(volume)
             self._mounter.ensure(name, volume.options)
             try:
                 self._set_users(volume, (*(other for other in users if other != user), user))
@@ -239,6 +248,30 @@ class Driver:
                 f"the view {volume.options.view!r} of volume {volume.name!r} is gone from "
                 f"{volume.options.store}: remove the volume"
             )
+
+    def _outlast(self, volume: Volume) -> None:
+        """Wait until the daemon of the volume's last mount has put the view away.
+
+        Anybody else's is not waited for: who needs the view then says who has it.
+        """
+        place = self._mounter.place(volume.name)
+        if not volume.options.view or self._mounter.is_mounted(volume.name):
+            return
+        path = Path(volume.options.store)
+        is_asked = False
+        until_s = time.monotonic() + DAEMON_S_MAX
+        while time.monotonic() < until_s:
+            with self._store_lock, Store.open(path) as store:
+                owner = view_owner(store, volume.options.view)
+            if owner is None or owner.mountpoint != os.fspath(place):
+                return
+            if not is_asked:  # its mount may live on in some container's mount namespace
+                is_asked = True
+                with suppress(DedupfsError):
+                    daemon = live.daemon_of_view(path, volume.options.view)
+                    if daemon is not None:
+                        stop(daemon)
+            time.sleep(DAEMON_STEP_S)
 
 
 def _make_view(store: Store, wanted: Options) -> ViewRow | None:

@@ -1,25 +1,45 @@
-"""Mounts for volumes: each is a supervised ``dedupfs mount`` of its own.
+"""Mounts for volumes: each is a supervised daemon of its own.
 
-So they outlive the plugin, which asks the mount table which there are. Knows no volume.
+So they outlive the plugin, which asks the mount table which there are. ``Mounter`` is the plugin's
+side, ``carry_out`` the worker's: it alone touches mounts. Knows no volume.
 """
 
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import MountError
+import msgspec
+
+from dedupfs.errors import DedupfsError, MountError
 from dedupfs.fuse import mountpoints
+from dedupfs.namespace import live
 from dedupfs.volumes.options import Options
+from dedupfs.volumes.workers import Workers
 
 log = logging.getLogger(__name__)
 
-COMMAND_S_MAX = 110.0
-"""Docker gives up after two minutes."""
-_OF_OUR_MANAGER = ("LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
+END_S_MAX = 1.0
+"""Podman gives a plugin five seconds; a daemon that has more to put away does that alone."""
+
+
+class _Mount(msgspec.Struct, frozen=True, tag="mount"):
+    place: str
+    options: Options
+    allow_other: bool
+
+
+class _Unmount(msgspec.Struct, frozen=True, tag="unmount"):
+    place: str
+
+
+class _Nothing(msgspec.Struct, frozen=True, tag="nothing"):
+    pass
+
+
+Start = Callable[[Path, Options, bool], None]
+"""Mounts on a directory, for all users if true, and returns when the mount answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,7 @@ class Mounter:
 
     directory: Path
     allow_other: bool
+    workers: Workers
 
     def place(self, name: str) -> Path:
         """Return where a volume is mounted."""
@@ -38,51 +59,30 @@ class Mounter:
         found = mountpoints.mount_at(self.place(name))
         return found is not None and found.is_ours
 
+    def settle(self) -> None:
+        """Return when nothing that the last plugin has ordered is under way any more.
+
+        Raises:
+            MountError: that takes too long.
+        """
+        self.workers.do(msgspec.json.encode(_Nothing()))
+
     def ensure(self, name: str, options: Options) -> None:
         """Return when the volume's mount answers.
 
         Raises:
-            MountError: it cannot be mounted.
+            DedupfsError: it cannot be mounted.
         """
-        place = self.place(name)
-        found = mountpoints.mount_at(place)
-        if found is not None and found.is_ours and not mountpoints.is_stale(found):
-            return
-        if found is None:  # a dead mount could not be looked at; ``dedupfs mount`` takes it away
-            try:
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as exc:
-                raise MountError(f"cannot make {place}: {exc.strerror}") from exc
-        words = ["mount", options.store, os.fspath(place)]
-        if options.read_only:
-            words.append("--read-only")
-        elif options.ephemeral:
-            words.append("--ephemeral")
-        else:
-            words += ["--view", options.view]
-        if options.snapshot and not options.view:  # a view was made over it
-            words += ["--snapshot", options.snapshot]
-        if options.limit_bytes is not None and options.ephemeral:
-            words += ["--limit", str(options.limit_bytes)]
-        if self.allow_other:
-            words.append("--allow-other")
-        _run(words)
+        order = _Mount(os.fspath(self.place(name)), options, self.allow_other)
+        self.workers.do(msgspec.json.encode(order))
 
     def end(self, name: str) -> None:
-        """Unmount, and wait until the daemon has put everything away.
-
-        A mount that lives on in somebody's mount namespace keeps its daemon: that is not waited
-        for, and nothing is taken away from it.
+        """Unmount, and have the daemon end; one with much to put away still does so on return.
 
         Raises:
             MountError: it cannot be unmounted.
         """
-        try:
-            _run(["umount", os.fspath(self.place(name))])
-        except MountError:
-            if self.is_mounted(name):
-                raise
-            log.warning("unmounted, but its daemon goes on volume=%s", name)
+        self.workers.do(msgspec.json.encode(_Unmount(os.fspath(self.place(name)))))
 
     def forget(self, name: str) -> None:
         """Remove the mount point of a volume that is not mounted.
@@ -98,26 +98,64 @@ class Mounter:
             raise MountError(f"cannot remove {self.place(name)}: {exc.strerror}") from exc
 
 
-def _run(words: Sequence[str]) -> None:
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(_OF_OUR_MANAGER)
-    }
-    command = [sys.executable, "-P", "-m", "dedupfs", *words]
+def carry_out(order: bytes, start: Start) -> None:
+    """Do what a mounter has ordered.
+
+    Raises:
+        DedupfsError: it cannot be done.
+    """
+    match msgspec.json.decode(order, type=_Mount | _Unmount | _Nothing):
+        case _Mount(place, options, allow_other):
+            _mount(Path(place), lambda: start(Path(place), options, allow_other))
+        case _Unmount(place):
+            _unmount(Path(place))
+
+
+def _mount(place: Path, start: Callable[[], None]) -> None:
+    found = mountpoints.mount_at(place)
+    if found is not None and found.is_ours and not mountpoints.is_stale(found):
+        return
+    if found is None:  # a dead mount could not be looked at; ``start`` takes it away
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise MountError(f"cannot make {place}: {exc.strerror}") from exc
+    start()
+
+
+def _unmount(place: Path) -> None:
+    """Unmount, and end a daemon that goes on because a mount namespace has a copy of its mount.
+
+    Some container that is given all of ``/``, say. As long as the daemon has the view, nobody
+    else can mount it.
+    """
+    found = mountpoints.mount_at(place)
+    if found is None or not found.is_ours:
+        return
+    if mountpoints.is_stale(found):
+        mountpoints.clear_stale(place)
+        return
+    daemon = live.daemon_at(Path(found.source), place)
+    if daemon is None:
+        mountpoints.unmount(place)
+        return
+    end = live.ProcessEnd(daemon.running.pid)
     try:
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd="/",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=COMMAND_S_MAX,
-        )
-    except OSError as exc:
-        raise MountError(f"cannot run {sys.executable}: {exc.strerror}") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise MountError(f"dedupfs {words[0]} took more than {COMMAND_S_MAX:.0f} s") from exc
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise MountError(said[-1].removeprefix("dedupfs: ") if said else f"{words[0]} failed")
+        try:
+            mountpoints.write_back(place)  # with a copy elsewhere, unmounting does not
+        except DedupfsError as exc:  # a volume can be removed on a full disk, too
+            log.warning("what the kernel keeps may be lost mountpoint=%s: %s", place, exc)
+        mountpoints.unmount(place)
+        if not end.wait(END_S_MAX):
+            stop(daemon)
+            end.wait(END_S_MAX)
+    finally:
+        end.close()
+
+
+def stop(daemon: live.Daemon) -> None:
+    """Have a daemon end whose mount is gone from here."""
+    try:
+        live.ask(daemon.socket_path, live.Stop(), timeout_s=END_S_MAX)
+    except DedupfsError as exc:  # it is about to end, and answers nobody
+        log.info("unmounted, not ended yet pid=%d: %s", daemon.running.pid, exc)

@@ -10,6 +10,7 @@ import os
 import socket
 import socketserver
 import struct
+import sys
 import threading
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -194,7 +195,7 @@ class PluginServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def handle_error(self, _request: object, _client_address: object) -> None:
         """Say that a peer went away in the middle."""
-        log.info("plugin connection ended", exc_info=True)
+        log.debug("plugin connection ended: %r", sys.exc_info()[1])
 
 
 def passed_listener() -> socket.socket | None:

@@ -28,6 +28,7 @@ from tests.conftest import detach, fuse_mounts_below
 from tests.fuse.harness import REPOSITORY
 
 TIMEOUT_S = 120
+LARGE_BYTES = 1 << 20
 _AS_ITS_SERVICE_MANAGER = 'exec 3<&0 </dev/null; LISTEN_PID=$$ exec "$@"'
 
 
@@ -123,7 +124,7 @@ def plugin(tmp_path: Path) -> Iterator[Plugin]:
     data = tmp_path / "data"
     data.mkdir()
     (data / "file").write_bytes(b"from the snapshot\n")
-    (data / "large").write_bytes(os.urandom(1 << 20))
+    (data / "large").write_bytes(os.urandom(LARGE_BYTES))
     store = tmp_path / "store"
     assert main(["init", str(store), "--chunk-size", "4KiB"]) == 0
     assert main(["import", str(store), str(data), "base"]) == 0

@@ -6,6 +6,7 @@ Method: the real program in a process of its own, real mounts, requests over its
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -128,6 +129,30 @@ def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
     assert (mounted(plugin, "job", "two") / "file").read_bytes() == b"from the snapshot\n"
     assert mount_at(place) is not None
     plugin.ask("Unmount", Name="job", ID="two")
+
+
+@pytest.mark.root
+@pytest.mark.program("unshare", "sh")
+def test_a_copy_of_a_mount_in_some_mount_namespace_does_not_keep_its_view(plugin: Plugin) -> None:
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+    place = mounted(plugin, "job")
+    keeper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; read end"]
+    with subprocess.Popen(keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # from now on it has the copy, as a container given all of / has
+        with (place / "mapped").open("w+b") as file:
+            file.truncate(4096)
+            with mmap.mmap(file.fileno(), 4096) as mapped:
+                mapped[:4] = b"kept"
+        plugin.ask("Unmount", Name="job", ID="one")
+        assert mount_at(place) is None
+        assert (mounted(plugin, "job") / "mapped").read_bytes()[:4] == b"kept"
+        plugin.ask("Unmount", Name="job", ID="one")
+        plugin.ask("Remove", Name="job")
+        assert process.poll() is None
+        process.stdin.close()
+    assert views(plugin) == set()
 
 
 def test_many_at_once_end_with_what_one_after_the_other_would(plugin: Plugin) -> None:

@@ -1,7 +1,8 @@
 """Podman with the volume plugin: containers that share a snapshot and do not see each other.
 
-Method: the real podman, its storage and its configuration in the test's directory, an image of
-nothing but busybox, no network. Podman speaks to the plugin over its socket.
+Method: the real podman, its storage, locks and configuration in the test's directory, an image of
+nothing but busybox, no network. Podman speaks to the plugin over its socket. Where podman cannot
+run a container at all, which is tried once, they are skipped.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from dedupfs.fuse.mountpoints import mount_at
 from tests.conftest import detach
-from tests.volumes.conftest import TIMEOUT_S, Plugin
+from tests.volumes.conftest import LARGE_BYTES, TIMEOUT_S, Plugin
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.fuse,
     pytest.mark.root,
     pytest.mark.program("podman", "runc", "busybox"),
     pytest.mark.unmeasured,
 ]
 
-APPLETS = ("sh", "cat", "ls", "touch", "sleep", "id", "dd", "test")
+APPLETS = ("sh", "cat", "ls", "touch", "sleep", "test", "cmp")
 IMAGE = "busybox"
 
 
@@ -38,7 +40,10 @@ class Podman:
     def __init__(self, directory: Path, socket_path: Path) -> None:
         self._directory = directory
         configuration = directory / "containers.conf"
-        configuration.write_text(f'[engine.volume_plugins]\ndedupfs = "{socket_path}"\n')
+        configuration.write_text(
+            '[engine]\nlock_type = "file"\nvolume_plugin_timeout = 60\n'
+            f'[engine.volume_plugins]\ndedupfs = "{socket_path}"\n'
+        )
         self._environment = {**os.environ, "CONTAINERS_CONF": str(configuration)}
         self._command = [
             "podman",
@@ -65,25 +70,26 @@ class Podman:
 
     def run(self, *words: str, code: int = 0) -> str:
         """Run a container until it ends."""
-        return self._run(*self.container("run", "--rm"), *words, code=code)
+        return self._run(*self._container("run", "--rm"), *words, code=code)
+
+    def start(self, name: str, *words: str) -> None:
+        """Start a container that sleeps."""
+        self._run(*self._container("run", "-d", "--name", name), *words, IMAGE, "/bin/sleep", "600")
 
     @staticmethod
-    def container(*words: str) -> list[str]:
+    def _container(*words: str) -> list[str]:
         limits = ("nofile=1024:1024", "nproc=1000:1000")
         return [*words, "--network=none", *(f"--ulimit={limit}" for limit in limits)]
 
     def _run(self, *words: str, code: int = 0, given: bytes = b"") -> str:
-        for _attempt in range(5):
-            done = subprocess.run(
-                [*self._command, *words],
-                env=self._environment,
-                input=given,
-                capture_output=True,
-                check=False,
-                timeout=TIMEOUT_S,
-            )
-            if b"Timeout exceeded" not in done.stderr:
-                break  # else podman gave its plugin five seconds, on a busy machine
+        done = subprocess.run(
+            [*self._command, *words],
+            env=self._environment,
+            input=given,
+            capture_output=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
         assert done.returncode == code, done.stderr.decode(errors="replace")
         return (done.stderr if code else done.stdout).decode(errors="replace")
 
@@ -98,10 +104,10 @@ class Podman:
                     detach(point)
 
 
-@pytest.fixture
-def podman(plugin: Plugin) -> Iterator[Podman]:
+@contextmanager
+def podman_with(socket_path: Path) -> Iterator[Podman]:
     directory = Path(tempfile.mkdtemp(prefix="dedupfs-"))  # podman wants a short path
-    podman = Podman(directory, plugin.socket_path)
+    podman = Podman(directory, socket_path)
     try:
         podman.make_image()
         yield podman
@@ -110,26 +116,52 @@ def podman(plugin: Plugin) -> Iterator[Podman]:
         shutil.rmtree(directory)
 
 
+@cache
+def why_no_container() -> str | None:
+    """Return why podman cannot run a container here, or None when it can."""
+    try:
+        with podman_with(Path("/nonexistent")) as podman:
+            podman.run(IMAGE, "/bin/test", "1")
+    except AssertionError as exc:
+        return str(exc).splitlines()[0]
+    return None
+
+
+@pytest.fixture
+def podman(plugin: Plugin) -> Iterator[Podman]:
+    reason = why_no_container()
+    if reason is not None:
+        pytest.skip(f"podman runs no container here: {reason}")
+    with podman_with(plugin.socket_path) as podman:
+        yield podman
+
+
 def stored_bytes(plugin: Plugin) -> int:
     found: int = json.loads(plugin.dedupfs("stats", plugin.store, "--json"))["stored_bytes"]
     return found
 
 
-def test_containers_read_one_snapshot_and_write_into_views_of_their_own(
+def test_containers_that_run_read_one_snapshot_and_write_into_views_of_their_own(
     podman: Podman, plugin: Plugin
 ) -> None:
     before = stored_bytes(plugin)
-    for name in ("one", "two"):
+    names = ("one", "two")
+    for name in names:
         podman("volume", "create", "--driver", "dedupfs", "-o", "snapshot=base", name)
-    script = "cat /data/large >/data/again && cat /data/file && echo $0 >/data/file"
-    for name in ("one", "two"):
-        said = podman.run("-v", f"{name}:/data", IMAGE, "/bin/sh", "-c", script, name)
-        assert said == "from the snapshot\n"
-    for name in ("one", "two"):
+        podman.start(name, "-v", f"{name}:/data")
+    script = "cat /data/large /data/large >/data/again && cat /data/file && echo $0 >/data/file"
+    for name in names:
+        assert podman("exec", name, "/bin/sh", "-c", script, name) == "from the snapshot\n"
+    for name in names:
+        script = "cat /data/file && cat /data/large /data/large | cmp - /data/again"
+        assert podman("exec", name, "/bin/sh", "-c", script) == f"{name}\n"
+    podman("rm", "-f", "-t", "0", *names)
+    for name in names:
         said = podman.run("-v", f"{name}:/data:ro", IMAGE, "/bin/cat", "/data/file")
         assert said == f"{name}\n"
     assert plugin.dedupfs("cat", plugin.store, "base:file") == "from the snapshot\n"
-    assert stored_bytes(plugin) - before < 100_000  # of 2 MiB that were written, all was there
+    added = stored_bytes(plugin) - before
+    assert 0 < added < LARGE_BYTES // 50, added  # 8,881 of 4 MiB that were copied
     (told,) = json.loads(podman("volume", "inspect", "one"))
     assert (told["Driver"], told["Status"]["view"]) == ("dedupfs", "one")
     assert podman("volume", "ls", "-q").split() == ["one", "two"]
@@ -137,7 +169,6 @@ def test_containers_read_one_snapshot_and_write_into_views_of_their_own(
     assert plugin.ask("List")["Volumes"] == []
 
 
-@pytest.mark.long  # of its eight mounts none may take five seconds, or podman gives up
 def test_containers_that_run_share_a_view_while_the_plugin_is_started_again(
     podman: Podman, plugin: Plugin
 ) -> None:
@@ -146,10 +177,8 @@ def test_containers_that_run_share_a_view_while_the_plugin_is_started_again(
     podman(
         "volume", "create", "--driver", "dedupfs", "-o", "snapshot=base", "-o", "ro=true", "fixed"
     )
-    volumes = ("-v", "shared:/data", "-v", "scratch:/scratch", "-v", "fixed:/fixed")
     for name in ("a", "b"):
-        words = podman.container("run", "-d", "--name", name)
-        podman(*words, *volumes, IMAGE, "/bin/sleep", "600")
+        podman.start(name, "-v", "shared:/data", "-v", "scratch:/scratch", "-v", "fixed:/fixed")
     podman("exec", "a", "/bin/sh", "-c", "echo from a >/data/new; echo gone >/scratch/new")
     plugin.stop()
     plugin.start()

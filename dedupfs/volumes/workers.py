@@ -1,0 +1,189 @@
+"""A process that has imported what a mount needs, and forks a worker for each order.
+
+So a mount waits for no interpreter to start, the plugin itself touches no mount, and a worker that
+hangs in one hangs nobody else. The process ends with the plugin; a worker brings its order to an
+end, and only then does the next plugin's process begin. Knows no order.
+Source: fork(2), unix(7) (SCM_RIGHTS), flock(2).
+"""
+
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from dedupfs.errors import DedupfsError, MountError
+from dedupfs.namespace.live import Failed
+
+COMMAND = "volume-workers"
+LOCK_NAME = "workers"
+ORDER_BYTES_MAX = 1 << 16
+ORDER_S_MAX = 110.0
+"""Docker gives up after two minutes."""
+_DONE = b"done"
+_OF_OUR_MANAGER = ("LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
+
+
+class Workers:
+    """The plugin's side: has orders carried out, started when the first one is given.
+
+    ``directory``: whose plugin's they are. May be called by several threads.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._lock_path = directory / LOCK_NAME
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+
+    def start(self) -> None:
+        """Let the process begin to import, if there is none.
+
+        Raises:
+            MountError: it cannot be started.
+        """
+        with self._lock:
+            self._connected()
+
+    def do(self, order: bytes) -> None:
+        """Return when a worker has carried ``order`` out.
+
+        Raises:
+            DedupfsError: what the worker raised. MountError: it ended, or takes too long.
+        """
+        reader, writer = os.pipe()
+        with open(reader, "rb", buffering=0) as said:
+            try:
+                self._give(order, writer)
+            finally:
+                os.close(writer)
+            answer = _read_within(said.fileno(), ORDER_S_MAX)
+        if answer is None:
+            raise MountError(f"it took more than {ORDER_S_MAX:.0f} s, and goes on")
+        if answer == _DONE:
+            return
+        try:
+            failed = msgspec.json.decode(answer, type=Failed)
+        except msgspec.DecodeError:
+            raise MountError("the worker ended before it was done") from None
+        raise failed.raised()
+
+    def close(self) -> None:
+        """Let the process end; its workers bring their orders to an end."""
+        with self._lock:
+            self._drop()
+
+    def _give(self, order: bytes, writer: int) -> None:
+        with self._lock:
+            try:
+                socket.send_fds(self._connected(), [order], [writer])
+            except (BrokenPipeError, ConnectionResetError):  # killed: by another one, then
+                self._drop()
+                socket.send_fds(self._connected(), [order], [writer])
+
+    def _connected(self) -> socket.socket:
+        if self._connection is not None:
+            return self._connection
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(_OF_OUR_MANAGER)
+        }
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "dedupfs", COMMAND, os.fspath(self._lock_path)],
+                    cwd="/",
+                    env=environment,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # no terminal's signal ends a mount half-way
+                )
+            except OSError as exc:
+                ours.close()
+                raise MountError(f"cannot run {sys.executable}: {exc.strerror}") from exc
+        self._connection = ours
+        return ours
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            self._process.wait()  # it does nothing but wait for orders
+            self._process = None
+
+
+def _read_within(fd: int, seconds: float) -> bytes | None:
+    """Return all that comes until the last writer is gone; None: that is not in time."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    said = b""
+    while poll.poll(seconds * 1000):
+        data = os.read(fd, ORDER_BYTES_MAX)
+        if not data:
+            return said
+        said += data
+    return None
+
+
+def serve(orders: socket.socket, lock_path: Path, carry_out: Callable[[bytes], None]) -> None:
+    """Fork a worker for each order that comes, until the other side is gone.
+
+    Begins when no worker of an earlier plugin is left, so that no two mount at one place.
+    """
+    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # each worker has it, too, for it is forked
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they end
+    gc.freeze()  # or the collector would write to, and so copy, every page that is shared
+    while True:
+        order, fds, _flags, _address = socket.recv_fds(orders, ORDER_BYTES_MAX, 1)
+        if not order:
+            return
+        try:
+            _fork(orders, order, fds, carry_out)
+        except OSError as exc:
+            _say(fds, Failed("MountError", f"cannot fork: {exc.strerror}"))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _fork(
+    orders: socket.socket, order: bytes, fds: Sequence[int], carry_out: Callable[[bytes], None]
+) -> None:
+    if os.fork() != 0:
+        return
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nothing, orders.fileno())  # or the plugin would not see our parent die
+        try:
+            carry_out(order)
+        except DedupfsError as exc:
+            _say(fds, Failed.of(exc))
+        except BaseException as exc:  # noqa: BLE001 - there is nobody above us
+            traceback.print_exc()
+            _say(fds, Failed("MountError", f"a bug in dedupfs: {exc!r}"))
+        else:
+            _say(fds, None)
+            code = 0
+    finally:
+        os._exit(code)
+
+
+def _say(fds: Sequence[int], failed: Failed | None) -> None:
+    data = _DONE if failed is None else msgspec.json.encode(failed)
+    for fd in fds:
+        with suppress(BrokenPipeError):  # the plugin was killed: the next one looks what there is
+            os.write(fd, data)
