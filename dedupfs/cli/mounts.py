@@ -23,6 +23,8 @@ STARTING_S = 3.0
 """How long a daemon may have a view without answering for it ..."""
 STARTING_STEP_S = 0.05
 """... and how soon it is asked again."""
+WAITING_S = 3.0
+"""After so long ``umount`` says whom it waits for, if that is not the daemon itself."""
 
 
 @click.command()
@@ -203,11 +205,23 @@ def end(mountpoint: Path) -> None:
     ends = [live.ProcessEnd(pid) for pid in (running.pid, running.supervisor) if pid]
     try:
         mountpoints.unmount(found.mountpoint)
+        if not all(end.wait(WAITING_S) for end in ends):
+            _tell_who_has_copies(found)
         for end in ends:
             end.wait()
     finally:
         for end in ends:
             end.close()
+
+
+def _tell_who_has_copies(mount: mountpoints.Mount) -> None:
+    """Say why the daemon of what was just unmounted goes on, if others still have the mount."""
+    others = mountpoints.who_has_copies(mount)
+    if others:
+        output.note(
+            f"{mount.mountpoint} is unmounted here, but still mounted in the mount namespace of "
+            f"process {', '.join(others)}: waiting until that ends (Ctrl-C: do not wait)"
+        )
 
 
 @click.command()

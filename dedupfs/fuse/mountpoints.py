@@ -51,9 +51,9 @@ class Mount:
         return self.fs_type == FS_TYPE
 
 
-def read_mounts() -> list[Mount]:
+def read_mounts(table: Path = MOUNT_TABLE) -> list[Mount]:
     """Return all mounts, a later one on top of an earlier one of the same mount point."""
-    text = MOUNT_TABLE.read_bytes().decode(errors="surrogateescape")
+    text = table.read_bytes().decode(errors="surrogateescape")
     return [_parse(line) for line in text.split("\n") if line]
 
 
@@ -71,6 +71,29 @@ def mount_containing(path: Path) -> Mount | None:
         if deeper and path.is_relative_to(mount.mountpoint):
             best = mount
     return best
+
+
+def who_has_copies(mount: Mount) -> list[str]:
+    """Name a process of each mount namespace that has a mount, as far as this user may look.
+
+    A namespace gets copies of all mounts when it is made, and unless they are slaves of ours
+    (mount_namespaces(7)) they stay when ours goes: the connection ends with the last of them.
+    """
+    found: dict[str, str] = {}
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            namespace = os.readlink(process / "ns/mnt")
+            if namespace in found:
+                continue
+            mounts = read_mounts(process / "mountinfo")
+            name = (process / "comm").read_text(errors="replace").strip()
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if any(
+            (m.device, m.fs_type, m.source) == (mount.device, FS_TYPE, mount.source) for m in mounts
+        ):
+            found[namespace] = f"{process.name} ({name})"
+    return list(found.values())
 
 
 def find_mount(path: str | os.PathLike[str]) -> Mount | None:

@@ -190,6 +190,44 @@ def test_a_view_in_use_is_refused_with_its_owner(place: Place) -> None:
     place.dedupfs("umount", "mnt")
 
 
+@pytest.mark.root
+@pytest.mark.program("unshare", "sh")
+def test_umount_says_whose_namespace_it_waits_for(place: Place) -> None:
+    """A container or sandbox that was started meanwhile has a copy of every mount."""
+    mnt = place.mountpoint()
+    place.dedupfs("mount", "store", "mnt")
+    running = place.daemon()
+    (mnt / "f").write_bytes(b"x")
+    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo in; read line"]
+    with subprocess.Popen(
+        inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as sandbox:
+        assert sandbox.stdin is not None
+        assert sandbox.stdout is not None
+        assert sandbox.stdout.readline() == "in\n"
+        command = [sys.executable, "-m", "dedupfs", "umount", "mnt"]
+        umount = subprocess.Popen(
+            command,
+            cwd=place.directory,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with umount:
+            try:
+                assert umount.stderr is not None
+                said = umount.stderr.readline()
+                assert f"{sandbox.pid} (sh)" in said, said
+                assert not is_mounted(mnt)
+                assert live.daemon_at(place.store, mnt) is not None
+            finally:
+                sandbox.stdin.close()
+            assert (umount.wait(TIMEOUT_S), umount.stderr.read()) == (0, "")
+    assert live.ProcessEnd(running.pid).wait(0)
+    assert live.ProcessEnd(running.supervisor).wait(0)
+    place.dedupfs("check", "store")
+
+
 def test_umount_of_what_is_busy_dead_or_no_mount(place: Place) -> None:
     mnt = place.mountpoint()
     assert "not a mount point" in place.dedupfs("umount", "mnt", code=2)
