@@ -240,8 +240,19 @@ def _tell_who_has_copies(mount: mountpoints.Mount) -> None:
 )
 @click.option("--path", "subdirectory", metavar="SUBDIR", help="Freeze only this directory of it.")
 @TAG
+@click.option(
+    "--upper",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+    help="Take in what a run's commit has left here.",
+)
 def commit(
-    where: Path, name: str, view: str | None, subdirectory: str | None, tags: tuple[str, ...]
+    where: Path,
+    name: str,
+    view: str | None,
+    subdirectory: str | None,
+    tags: tuple[str, ...],
+    upper: Path | None,
 ) -> None:
     """Freeze a view as snapshot NAME, or the DIRECTORY of a mount.
 
@@ -252,7 +263,14 @@ def commit(
     """
     request = live.Commit(name, os.fsencode(subdirectory or ""), parse_tags(tags))
     found = mountpoints.mount_containing(Path(os.path.realpath(where)))
-    if found is not None and found.is_ours:
+    if upper is not None:
+        if view is not None or subdirectory is not None:
+            raise UsageError("--upper goes without --view and --path")
+        from dedupfs.cli import scratch
+
+        info = scratch.take_in_kept(where, upper, name, request.tags)
+        done = live.Committed(info.name, info.root.count, info.root.size)
+    elif found is not None and found.is_ours:
         if view is not None or subdirectory is not None:
             raise UsageError("--view and --path go with a STORE; a DIRECTORY says both itself")
         done = _commit_directory(found, Path(os.path.realpath(where)), request)

@@ -3,7 +3,8 @@
 Knows how mount, daemon and command follow each other; the namespaces are ``fuse/private``'s, the
 processes ``cli/jobs``'s. The daemon is outside of the namespaces: so it holds nothing of them, and
 when their last process ends, by whatever, the kernel ends the mount, and with it the daemon.
-Specified in docs/cli.md.
+With the engine ``overlay`` that mount is read-only, and the kernel's overlayfs over it
+(``fuse/overlay``) writes to a scratch directory (``cli/scratch``). Specified in docs/cli.md.
 """
 
 import os
@@ -11,16 +12,17 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from dedupfs.cli import background, jobs, output
+from dedupfs.cli import background, jobs, output, scratch
 from dedupfs.cli.arguments import STORE, TAG, completed_with, parse_tags, snapshot_argument
+from dedupfs.cli.scratch import Kept, Scratch
 from dedupfs.errors import DedupfsError, MountError, UsageError
-from dedupfs.fuse import device, mountpoints, private
+from dedupfs.fuse import device, mountpoints, overlay, private
 from dedupfs.namespace import live
 
 ROOT_DIRECTORY = "root"
@@ -35,8 +37,21 @@ class Order:
     store: Path
     snapshot: str
     mountpoint: Path
+    """Where the command sees the tree."""
     read_only: bool
     limit_bytes: int | None
+    scratch: Scratch | None = None
+    """Where what is written goes, when overlayfs writes it."""
+
+    @property
+    def served(self) -> Path:
+        """Where the daemon's mount is."""
+        return self.mountpoint if self.scratch is None else self.scratch.path / overlay.LOWER
+
+    @property
+    def is_served_read_only(self) -> bool:
+        """Whether the daemon's mount takes no writes."""
+        return self.read_only or self.scratch is not None
 
 
 @click.command()
@@ -54,6 +69,18 @@ class Order:
 @click.option("--bind", "binds", metavar="SRC:DST", multiple=True, help="Show SRC at DST, too.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
 @click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own.")
+@click.option(
+    "--engine",
+    type=click.Choice(["fuse", "overlay"]),
+    default="fuse",
+    help="What takes writes: the daemon (default), or the kernel's overlayfs.",
+)
+@click.option(
+    "--upper-dir",
+    type=click.Path(path_type=Path),
+    shell_complete=completed_with("directory"),
+    help="Where overlayfs keeps what is written (default: $TMPDIR or /tmp).",
+)
 @click.pass_context
 def run(
     context: click.Context,
@@ -66,6 +93,8 @@ def run(
     binds: tuple[str, ...],
     read_only: bool,
     limit: str | None,
+    engine: str,
+    upper_dir: Path | None,
 ) -> None:
     """Run COMMAND in a view of SNAPSHOT that nobody else sees and that goes with it.
 
@@ -78,16 +107,22 @@ def run(
         raise UsageError("--read-only writes nothing: not with --commit or --limit")
     if tags and commit is None:
         raise UsageError("--tag is for the snapshot that --commit makes")
+    if engine == "overlay" and (read_only or limit is not None):
+        raise UsageError("--engine overlay is for writing, without --limit: not with --read-only")
+    if engine != "overlay" and upper_dir is not None:
+        raise UsageError("--upper-dir is for --engine overlay")
     request = None if commit is None else live.Commit(commit, b"", parse_tags(tags))
     store = Path(os.path.abspath(store))
-    order = Order(
-        store,
-        snapshot,
-        _mountpoint(store, at),
-        read_only,
-        None if limit is None else output.parse_size(limit),
-    )
-    context.exit(_Run(order, [_split(bind) for bind in binds], request).run(command))
+    mountpoint = _mountpoint(store, at)
+    limit_bytes = None if limit is None else output.parse_size(limit)
+    mounted_binds = [_split(bind) for bind in binds]
+    with ExitStack() as stack:
+        found = None
+        if engine == "overlay":
+            found = stack.enter_context(closing(scratch.make(upper_dir)))
+        order = Order(store, snapshot, mountpoint, read_only, limit_bytes, found)
+        code = _Run(order, mounted_binds, request).run(command)
+    context.exit(code)
 
 
 def _mountpoint(store: Path, at: Path | None) -> Path:
@@ -131,6 +166,9 @@ class _Run:
         self._alone: live.ProcessEnd | None = None
         self._is_told = False
         self._run_directory = -1
+        self._kept: Kept | None = None
+        self._above = ExitStack()
+        """What covers the way to the store and to the scratch directory."""
 
     def run(self, command: tuple[str, ...]) -> int:
         """Return the command's exit code once nothing of it is left."""
@@ -169,15 +207,39 @@ class _Run:
             self._remove_files(starting.pid)
             raise
         self._daemon = starting.pid
-        device.raise_limits(self._order.mountpoint)
+        device.raise_limits(self._order.served)
+        stack.enter_context(self._above)
+        if self._order.scratch is not None:
+            self._mount_overlay(self._order.scratch)
         for bind in binds:
-            private.bind(bind, self._order.mountpoint)
+            target = private.bind(bind, self._order.mountpoint)
             os.close(bind.source)
+            if self._order.scratch is not None:
+                self._above.callback(private.detach, target)
+
+    def _mount_overlay(self, found: Scratch) -> None:
+        """Let the command write beside what the daemon serves."""
+        overlay.require_fit(found.path)
+        top = overlay.prepare(found.path)
+        overlay.mount(found.path, self._order.mountpoint)
+        self._above.callback(private.detach, self._order.mountpoint)
+        if self._request is not None:
+            shown = live.ask(self._socket_path, live.Base())
+            assert isinstance(shown, live.Shown)
+            self._kept = Kept(
+                self._order.snapshot,
+                shown.root,
+                overlay.xattr_prefix(),
+                top.mode,
+                top.uid,
+                top.gid,
+                top.xattrs,
+            )
 
     def _connect(self, line: socket.socket, stack: ExitStack) -> None:
         """Mount, and hand the connection over."""
-        flags = device.MountFlags(self._order.read_only, allow_other=True)
-        mountpoint = self._order.mountpoint
+        flags = device.MountFlags(self._order.is_served_read_only, allow_other=True)
+        mountpoint = self._order.served
         connection = device.mount_device(mountpoint, os.fsencode(self._order.store), flags)
         stack.callback(private.discard, mountpoint)
         try:
@@ -219,8 +281,24 @@ class _Run:
         return Path(f"/proc/self/fd/{self._run_directory}", self._stem + live.SOCKET_SUFFIX)
 
     def _commit(self, request: live.Commit) -> None:
+        if self._order.scratch is not None:
+            self._take_in(self._order.scratch, request)
+            return
         mountpoints.write_back(self._order.mountpoint)
         live.ask(self._socket_path, request)
+
+    def _take_in(self, found: Scratch, request: live.Commit) -> None:
+        """Make a snapshot of what overlayfs has shown; the daemon still holds what was below."""
+        assert self._kept is not None
+        self._above.close()
+        found.keep(self._kept)
+        try:
+            scratch.take_in(self._order.store, found.path, self._kept, request.name, request.tags)
+        except BaseException:
+            again = f"dedupfs commit {self._order.store} NAME --upper {found.path}"
+            output.note(f"what the command wrote is kept in {found.path}; to take it in: {again}")
+            raise
+        found.is_kept = False
 
     def _daemon_has_ended(self) -> bool:
         if self._daemon_code is None:
@@ -259,18 +337,11 @@ class _Run:
             with suppress(OSError):
                 os.unlink(live.anonymous_stem(daemon) + suffix, dir_fd=self._run_directory)
 
-    def _lonely_daemon(self) -> live.ProcessEnd | None:
-        try:
-            reply = live.ask(self._socket_path, live.Status(), timeout_s=live.STATUS_TIMEOUT_S)
-        except DedupfsError:
-            return None
-        return live.ProcessEnd(reply.pid) if isinstance(reply, live.Running) else None
-
 
 def _daemon(order: Order, line: socket.socket) -> background.Body:
     """Return what the daemon does: import, wait for its mount, serve it."""
     # As the rest of the machine can reach it, with the rights of who runs the command.
-    seen = Path(f"/proc/{os.getpid()}/root{order.mountpoint}")
+    seen = Path(f"/proc/{os.getpid()}/root{order.served}")
 
     def body(ready: Callable[[], None]) -> None:
         try:
@@ -288,8 +359,8 @@ def _daemon(order: Order, line: socket.socket) -> background.Body:
         connection = fds[0]
         options = server.MountOptions(
             snapshot=order.snapshot,
-            ephemeral=not order.read_only,
-            read_only=order.read_only,
+            ephemeral=not order.is_served_read_only,
+            read_only=order.is_served_read_only,
             allow_other=True,
             limit_bytes=order.limit_bytes,
             supervisor=os.getpid(),

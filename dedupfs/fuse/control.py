@@ -116,6 +116,8 @@ class ControlServer:
                 if self.counters is None:
                     raise StoreError("nothing is counted here")
                 return self.counters()
+            case live.Base():
+                return live.Shown(self.housekeeper.shown_root)
             case live.Stop():
                 self.stop()
                 return live.Done()

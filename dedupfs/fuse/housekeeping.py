@@ -62,6 +62,11 @@ class Housekeeper:
         """Take over limits that were changed."""
         self._view.quota.reload()
 
+    @property
+    def shown_root(self) -> bytes:
+        """The VIEW_ROOT payload of what a read-only mount shows, as another daemon would get it."""
+        return self._view.handover().root
+
     async def commit(self, name: str, path: bytes, tags: dict[str, str]) -> SnapshotInfo:
         """Freeze the view, or a directory of it, as a snapshot.
 

@@ -100,8 +100,8 @@ def open_bind(source: Path, target: str) -> Bind:
     return Bind(descriptor, source.is_dir(), target)
 
 
-def bind(what: Bind, root: Path) -> None:
-    """Bind into the tree at ``root``; what is missing of the target there is made.
+def bind(what: Bind, root: Path) -> Path:
+    """Bind into the tree at ``root``, and return where; what is missing of the target is made.
 
     An absolute target is a path of the namespace, and has to be there.
 
@@ -116,6 +116,7 @@ def bind(what: Bind, root: Path) -> None:
     code = _mount(f"/proc/self/fd/{what.source}", str(target), None, _MS_BIND | _MS_REC)
     if code:
         raise MountError(f"cannot bind on {what.target}: {os.strerror(code)}")
+    return target
 
 
 def _bind_target(what: Bind, root: Path) -> Path:
@@ -139,8 +140,21 @@ def discard(mountpoint: Path) -> None:
     Raises:
         MountError: refused.
     """
+    _unmount(mountpoint, _MNT_FORCE | _MNT_DETACH)
+
+
+def detach(mountpoint: Path) -> None:
+    """Take any mount away, with those below it; it ends when nobody uses it any more.
+
+    Raises:
+        MountError: refused.
+    """
+    _unmount(mountpoint, _MNT_DETACH)
+
+
+def _unmount(mountpoint: Path, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH) != 0:
+    if libc.umount2(os.fsencode(mountpoint), flags) != 0:
         raise MountError(f"cannot unmount {mountpoint}: {os.strerror(ctypes.get_errno())}")
 
 

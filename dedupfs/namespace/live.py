@@ -7,6 +7,7 @@ Blocking and small, so that commands can use it without pyfuse3 or trio; the ans
     {"type": "status"}                                               -> {"type": "running", ...}
     {"type": "fold"} | {"type": "stop"} | {"type": "look-at-limits"} -> {"type": "done"}
     {"type": "counters"}                                             -> {"type": "counted", ...}
+    {"type": "base"}                                                 -> {"type": "shown", ...}
     any of them, and what an older daemon does not know              -> {"type": "failed", ...}
 """
 
@@ -65,11 +66,15 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     """What have you done so far, and what do you hold?"""
 
 
+class Base(msgspec.Struct, frozen=True, tag="base"):
+    """Which tree does your read-only mount show, whatever became of the snapshot meanwhile?"""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Unmount and end in order; the answer comes before the end."""
 
 
-Request = Commit | Status | Fold | LookAtLimits | Counters | Stop
+Request = Commit | Status | Fold | LookAtLimits | Counters | Base | Stop
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed"):
@@ -116,6 +121,12 @@ class Counted(msgspec.Struct, frozen=True, tag="counted"):
     each of LATENCY_BOUNDS_US and for what took longer."""
 
 
+class Shown(msgspec.Struct, frozen=True, tag="shown"):
+    """A VIEW_ROOT payload (docs/format.md) with that tree; empty if the mount is not read-only."""
+
+    root: bytes
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """It is done, or under way for ``Stop``."""
 
@@ -149,7 +160,7 @@ def _known_class(error_class: type[DedupfsError]) -> type[DedupfsError]:
     return StoreError
 
 
-Reply = Committed | Running | Counted | Done | Failed
+Reply = Committed | Running | Counted | Shown | Done | Failed
 
 _encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

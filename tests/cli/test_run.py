@@ -25,7 +25,8 @@ from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, eventually, read_until
 pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 USER = 54322
-RUN = [sys.executable, "-m", "dedupfs", "run"]
+# Whatever runs the tests may ignore signals: what a shell ignores from its start it never traps.
+RUN = ["env", "--default-signal", sys.executable, "-m", "dedupfs", "run"]
 
 
 @pytest.fixture
