@@ -236,13 +236,15 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_for_children() -> None:
-    """Ignore what this process was told to ignore (nohup, a shell's ``&``) in it alone.
+    """Ignore the hangup that this process was told to ignore (nohup, a shell's ``&``) in it alone.
 
     What is ignored stays so in children, and some of ours have to end by such a signal.
     """
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # some send it to this process
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- interrupted ----------------------------------------------------------------------------------

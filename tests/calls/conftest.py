@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 if place == "user" and (case.privileged or len(case.actors) > 1):
                     continue
                 read_only = table == "READ_ONLY_CASES"
-                marks = [pytest.mark.fuse]
+                marks = [pytest.mark.fuse, pytest.mark.unmeasured]
                 if case.needs_root or place in ONLY_ROOT_MAKES or read_only:
                     marks.append(pytest.mark.root)
                 if place == "user":

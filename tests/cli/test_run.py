@@ -37,13 +37,14 @@ def snapshot(store_path: Path, data: Path, run: Run) -> Iterator[Path]:
     assert_nothing_left(store_path)
 
 
-def start(*words: object) -> subprocess.Popen[bytes]:
+def start(*words: object, process_group: int | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*RUN, *map(str, words)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        process_group=process_group,
     )
 
 
@@ -205,7 +206,9 @@ def daemons_of(pid: int) -> tuple[int, int]:
 def waiting(snapshot: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A run whose command has a background child, and waits for its standard input."""
     script = "sleep 1000 </dev/null >/dev/null 2>&1 & echo x > new; echo ready; read x; cat new"
-    process = start(snapshot, "snap", "--", "sh", "-c", f"(setsid {script}) || exit 44")
+    command = ["sh", "-c", f"(setsid {script}) || exit 44"]
+    # A group of its own: in ours, SIGTSTP does nothing where no shell waits for us (setpgid(2)).
+    process = start(snapshot, "snap", "--", *command, process_group=0)
     assert process.stdout is not None
     read_until(process.stdout, lambda said: said == b"ready\n")
     yield process

@@ -21,6 +21,8 @@ from tests.posix.pair import WORK, Pair, Step
 from tests.posix.shrinking import shrink
 from tests.posix.tolerated import TOLERANCES
 
+pytestmark = pytest.mark.unmeasured
+
 
 def test_a_seed_always_means_the_same_operations() -> None:
     setting = Setting(processes=4, users=True)

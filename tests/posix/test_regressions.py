@@ -29,7 +29,7 @@ from tests.posix.names import Link, Mkdir, Mknod, Rename, Rmdir, Symlink, Unlink
 from tests.posix.pair import Pair, Step
 from tests.posix.syscalls import UTIME_OMIT
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 NEW = os.O_RDWR | os.O_CREAT
 FIFO, SOCKET = 0o010644, 0o140644

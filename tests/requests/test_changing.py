@@ -17,7 +17,7 @@ import pytest
 
 from tests.requests.counting import Counted
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ import pytest
 from tests.requests.conftest import BIG_BYTES, DIRECTORIES, FILES
 from tests.requests.counting import Counted
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 MIB = 1 << 20
 

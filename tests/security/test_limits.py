@@ -19,6 +19,8 @@ from tests.cli.conftest import Run
 from tests.conftest import Scale
 from tests.fuse.harness import Daemons
 
+pytestmark = pytest.mark.unmeasured
+
 BEYOND_THE_STACK = 1_100
 
 

@@ -22,7 +22,7 @@ pytest.importorskip("pyfuse3")
 from tests.device import device_for_everybody
 from tests.fuse.harness import Daemons, Mounted, run_code
 
-pytestmark = [pytest.mark.fuse, pytest.mark.root]
+pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.unmeasured]
 
 NOBODY = 65534
 OTHER = 54321

@@ -20,6 +20,8 @@ from dedupfs.store import Store
 from tests.cli.conftest import Run
 from tests.fuse.harness import REPOSITORY, Daemons, run_code
 
+pytestmark = pytest.mark.unmeasured
+
 NOBODY = 65534
 OTHER = 54321
 
