@@ -5,6 +5,8 @@ daemon. Keeps no descriptor open: a daemon closes what it has inherited, and ano
 have that number then. Source: systemd's docs/JOURNAL_NATIVE_PROTOCOL.md, sd-daemon(3).
 """
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -20,8 +22,9 @@ from dedupfs.cli import output
 FORMATS = ("text", "json", "journal")
 JOURNAL = Path("/run/systemd/journal/socket")
 _CONVERSION = re.compile(r"(?:(\w+)=)?%(?:%|[-#0 +]*(?:\d+|\*)?(?:\.\d+)?[a-zA-Z])")
-_FIELD_BYTES_MAX = 48 << 10
-"""Of one field; a whole message has to fit into a datagram (net.core.wmem_default, 208 KiB)."""
+_FIELD_BYTES_MAX = 1 << 20
+"""Of one field: what is longer says no more."""
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _LENGTH = struct.Struct("<Q")
 
@@ -81,11 +84,25 @@ class JournalHandler(logging.Handler):
         try:
             message = encode(record)
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-                journal.sendto(message, socket.MSG_DONTWAIT, self._address)
+                try:
+                    journal.sendto(message, socket.MSG_DONTWAIT, self._address)
+                except OSError as exc:
+                    if exc.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                        raise
+                    self._send_in_memory(journal, message)
         except OSError:
             self._otherwise.handle(record)
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
+
+    def _send_in_memory(self, journal: socket.socket, message: bytes) -> None:
+        """Send what no datagram holds (net.core.wmem_default: 208 KiB) as a file that is sealed."""
+        memory = os.memfd_create("dedupfs-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(memory, "wb", buffering=0) as file:
+            file.write(message)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memory))]
+            journal.sendmsg([], passed, socket.MSG_DONTWAIT, self._address)
 
 
 def encode(record: logging.LogRecord) -> bytes:

@@ -137,6 +137,11 @@ _HELPER_OPTIONS = (
     ("allow_other", "Let other users look in."),
     ("no_writeback", "Hand each write over before it returns."),
     ("no_auto_gc", "Leave what others have deleted to 'dedupfs gc'."),
+    ("metrics=[ADDRESS:]PORT, log_format=FORMAT", "As the options of 'dedupfs mount'."),
+    (
+        "context=L, fscontext=L, defcontext=L, rootcontext=L",
+        "Labels for SELinux, which root alone may give; see mount(8).",
+    ),
     (
         "defaults, auto, noauto, user, users, owner, group, nofail, _netdev, nosuid, nodev, "
         "noatime and the like; x-...",
@@ -172,7 +177,8 @@ def _helper_page() -> str:
                 "Does what 'dedupfs mount' does, in the background, but makes no store: a disk "
                 "that is late would find one in its place. mount(8) looks for it in /sbin, so "
                 "link it there from where dedupfs is installed, and umount.fuse.dedupfs, too, "
-                "with which umount(8) waits until everything is put away."
+                "with which umount(8) waits until everything is put away. As mount.fuse.dedupfs it "
+                "answers 'mount -o remount'."
             ),
             ".SH OPTIONS",
             *tagged,

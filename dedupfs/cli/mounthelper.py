@@ -1,5 +1,7 @@
 """``mount.dedupfs`` and ``umount.fuse.dedupfs``: what mount(8), umount(8) and systemd start.
 
+As ``mount.fuse.dedupfs`` the first one is what mount(8) starts for a mount that is there already.
+
 So a mount stands in /etc/fstab as any other. Knows what mount(8) hands to its helpers and which
 options have a meaning here; how a mount is made is in ``mounts``. Specified in docs/cli.md; source:
 mount(8), "EXTERNAL HELPERS"; umount(8); libmount's context_mount.c.
@@ -33,7 +35,7 @@ IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
 IMPOSSIBLE = {
     "suid": "set-id bits never count in a mount of dedupfs",
     "dev": "device nodes cannot be opened in a mount of dedupfs",
-    "remount": "unmount it and mount it again",
+    "remount": "'remount,bind' changes ro and noexec; for all else unmount it and mount it again",
     "sync": "'no_writeback' hands each write over, fsync makes it durable",
 }
 MEANINGS: dict[str, tuple[str, object]] = {
@@ -47,6 +49,9 @@ MEANINGS: dict[str, tuple[str, object]] = {
     "no_auto_gc": ("auto_gc", False),
 }
 """The settings of ``mounts.serve`` that an option makes. Of users' mounts: mount(8), ``user``."""
+VALUED = ("snapshot", "view", "limit", "metrics", "log_format")
+LABELS = ("context", "fscontext", "defcontext", "rootcontext")
+"""SELinux's, handed to the kernel as they are: mount(8); Linux, security/selinux/hooks.c."""
 OPPOSITES = {"rw": ("read_only",), "exec": ("no_exec",), "defaults": ("read_only", "no_exec")}
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 """A comma in double quotes belongs to the value."""
@@ -102,7 +107,7 @@ def parse_options(text: str, *, sloppy: bool) -> dict[str, object]:
         if word in MEANINGS:
             setting, meant = MEANINGS[word]
             settings[setting] = meant
-        elif key in ("snapshot", "view", "limit") and equals:
+        elif key in (*VALUED, *LABELS) and equals:
             if not value:
                 raise UsageError(f"option '{key}' needs a value: {key}=...")
             settings[key] = value
@@ -114,8 +119,14 @@ def parse_options(text: str, *, sloppy: bool) -> dict[str, object]:
 
 
 def _completed(settings: dict[str, object]) -> dict[str, object]:
+    from dedupfs.cli.logs import FORMATS
     from dedupfs.cli.output import parse_size
 
+    labels = [f'{key}="{settings.pop(key)}"' for key in LABELS if key in settings]
+    if labels:
+        settings["labels"] = ",".join(labels)
+    if settings.get("log_format", FORMATS[0]) not in FORMATS:
+        raise UsageError(f"log_format={settings['log_format']}: it is one of {', '.join(FORMATS)}")
     limit = settings.pop("limit", None)
     if limit is not None:
         settings["limit_bytes"] = parse_size(str(limit))

@@ -123,6 +123,7 @@ def serve(
     limit_bytes: int | None = None,
     auto_gc: bool = True,
     no_exec: bool = False,
+    labels: str = "",
     metrics: str = "",
     log_format: str = "text",
 ) -> None:
@@ -150,6 +151,7 @@ def serve(
         metrics=metrics,
         since_ns=time.time_ns(),
         no_exec=no_exec,
+        labels=labels,
         heartbeat_s=manager.heartbeat_s,
     )
     if metrics:

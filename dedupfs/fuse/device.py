@@ -41,6 +41,8 @@ class MountFlags:
     cached_writes: bool = False
     """Let the kernel keep writes in its page cache, where it can hand them to another daemon."""
     no_exec: bool = False
+    labels: str = ""
+    """Options of mount(8) for SELinux: ``context="..."`` and the like, with commas between."""
 
 
 def open_device() -> int:
@@ -70,6 +72,8 @@ def mount_device(mountpoint: str | os.PathLike[str], source: bytes, flags: Mount
     data = f"fd={device},rootmode=40000,{user},default_permissions"
     if flags.allow_other:
         data += ",allow_other"
+    if flags.labels:
+        data += f",{flags.labels}"
     bits = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | _MS_POSIXACL
     if flags.read_only:
         bits |= _MS_RDONLY
@@ -84,6 +88,11 @@ def mount_device(mountpoint: str | os.PathLike[str], source: bytes, flags: Mount
     if code == errno.EPERM:
         raise MountError(
             f"cannot mount on {mountpoint}: not permitted; a container needs --cap-add SYS_ADMIN"
+        )
+    if code == errno.EINVAL and flags.labels:  # nobody took them: Linux, fs/fs_context.c
+        raise MountError(
+            f"cannot mount on {mountpoint}: the kernel does not take {flags.labels}; "
+            "is SELinux enabled, and does its policy know that label?"
         )
     raise MountError(f"cannot mount on {mountpoint}: {os.strerror(code)}")
 

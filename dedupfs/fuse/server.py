@@ -70,6 +70,8 @@ class MountOptions:
     """Let no program be executed from the mount."""
     heartbeat_s: float = 0.0
     """How often to say again that requests are answered; 0: once is enough."""
+    labels: str = ""
+    """What the kernel is told for SELinux: ``context="..."`` and the like."""
     is_private: bool = False
     """The mount is in a mount namespace of its own, made and ended by somebody else."""
 
@@ -310,7 +312,9 @@ class LiveMount:
         self._counting.operations = operations
         options = self._options
         cached_writes = options.cached_writes and not options.read_only and options.supervisor != 0
-        flags = MountFlags(options.read_only, options.allow_other, cached_writes, options.no_exec)
+        flags = MountFlags(
+            options.read_only, options.allow_other, cached_writes, options.no_exec, options.labels
+        )
         if self._device is None:
             session = Session.mount(
                 operations, self._mountpoint, self._store_path, flags, pace=operations

@@ -280,6 +280,8 @@ class Session:
 
 
 def _mount_as_user(mountpoint: Path, source: bytes, flags: MountFlags) -> int:
+    if flags.labels:  # libfuse, util/fusermount.c: it refuses them
+        raise MountError(f"cannot mount on {mountpoint}: {flags.labels} is for root alone")
     os.close(open_device())  # fusermount3's own message does not say what to do
     options = ["default_permissions", "noatime", f"subtype={mountpoints.SUBTYPE}"]
     options += ["allow_other"] if flags.allow_other else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -87,8 +88,22 @@ def test_the_journal_gets_each_field_whatever_is_in_it(
     assert fields["PRIORITY"] == "3"
     assert fields["MESSAGE"] == f"gone path={HOSTILE} code=5"
     assert fields["SYSLOG_IDENTIFIER"] == "dedupfs"
-    handler.handle(record("long %s", "x" * 500_000))
-    assert len(decode(journal.recv(1 << 20))["MESSAGE"]) < 100_000
+
+
+def test_a_long_record_reaches_the_journal_as_a_sealed_file(
+    journal: socket.socket, tmp_path: Path
+) -> None:
+    handler = logs.JournalHandler(tmp_path / "journal", logging.NullHandler())
+    handler.handle(record("long a=%s b=%s", "x\n" * 250_000, "y" * 5_000_000))
+    data, (memory,), _flags, _address = socket.recv_fds(journal, 1, 1)
+    assert data == b""
+    with open(memory, "rb") as file:
+        assert fcntl.fcntl(memory, fcntl.F_GET_SEALS) == 15  # all: or journald takes it from few
+        file.seek(0)
+        fields = decode(file.read())
+    assert fields["DEDUPFS_A"] == "x\n" * 250_000
+    assert fields["DEDUPFS_B"] == "y" * (1 << 20)
+    assert fields["PRIORITY"] == "6"
 
 
 def test_a_journal_that_is_full_or_gone_holds_nobody_up(

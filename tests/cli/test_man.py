@@ -55,7 +55,8 @@ def test_the_exit_codes_are_those_of_the_table(directory: Path) -> None:
 
 def test_the_helper_of_mount_has_a_page_with_all_its_options(directory: Path) -> None:
     page = plain((directory / "man8" / "mount.dedupfs.8").read_text())
-    options = {*mounthelper.MEANINGS, *mounthelper.IMPOSSIBLE, "snapshot", "view", "limit", "rw"}
+    options = {*mounthelper.MEANINGS, *mounthelper.IMPOSSIBLE, *mounthelper.VALUED, "rw"}
+    options |= {*mounthelper.LABELS}
     assert {option for option in options if not re.search(rf"\b{option}\b", page)} == set()
     for code in (mounthelper.WRONG_USE, mounthelper.INTERRUPTED, mounthelper.FAILED):
         assert f"\n{code}\n" in page

@@ -25,6 +25,12 @@ MEANINGS = {
         "cached_writes": False,
         "auto_gc": False,
     },
+    "metrics=127.0.0.1:9,log_format=json": {"metrics": "127.0.0.1:9", "log_format": "json"},
+    'context="u:r:t:s0:c1,c2",rootcontext=a:b:c,ro,context=u:r:t:s0': {
+        "labels": 'context="u:r:t:s0",rootcontext="a:b:c"',
+        "read_only": True,
+    },
+    'fscontext="u:r:t:s0:c1,c2"': {"labels": 'fscontext="u:r:t:s0:c1,c2"'},
     'x-note="a,frobnicate",ephemeral': {"ephemeral": True},
 }
 REFUSED = {
@@ -33,6 +39,8 @@ REFUSED = {
     "view=": "'view' needs a value",
     "suid": "option 'suid': set-id bits never count",
     "remount,ro": "option 'remount'",
+    "context=": "'context' needs a value",
+    "log_format=xml": "one of text, json, journal",
     "ro,view=v": "exclude each other",
     "ro,limit=1GiB": "not with ro",
 }

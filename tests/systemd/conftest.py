@@ -12,6 +12,12 @@ from tests.powercut.machine import Image
 from tests.systemd.host import CannotBootError, Host
 
 PROGRAMS = ("systemd-nspawn", "nsenter", "unshare", "setpriv", "mkfs.ext4")
+MARKS = [
+    pytest.mark.root,
+    pytest.mark.fuse,
+    pytest.mark.unmeasured,
+    pytest.mark.program(*PROGRAMS),
+]
 ENVIRONMENT = "STORE=/data/store\nMOUNTPOINT=/data/mnt\nOPTIONS=--allow-other\n"
 CHECK = "dedupfs check /data/store"
 
@@ -41,7 +47,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Hos
         host.install()
         host.boot()
         host.run("dedupfs init /data/store && mkdir /data/mnt /data/other")
-        host.run(f"mkdir -p /etc/dedupfs && printf '{ENVIRONMENT}' > /etc/dedupfs/ckpts.env")
+        host.put("/etc/dedupfs/ckpts.env", ENVIRONMENT)
         yield host
     finally:
         host.remove()

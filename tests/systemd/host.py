@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import shutil
 import signal
 import stat
@@ -64,6 +65,14 @@ class Host:
     def console(self) -> Path:
         return self.directory / "console"
 
+    @property
+    def python(self) -> str:
+        """A command in there that runs Python with our program."""
+        python = sys.executable
+        if sys.prefix != sys.base_prefix:
+            python = f"{INSTALLED}/venv/{Path(python).relative_to(sys.prefix)}"
+        return f"env PYTHONPATH={INSTALLED} {python}"
+
     def prepare(self) -> None:
         """Lay the overlay over this machine's root file system; nothing of ours is in there yet.
 
@@ -95,8 +104,12 @@ class Host:
         subprocess.run(["chmod", "--recursive", "a+rX", f"{self.root}{INSTALLED}"], check=True)
         for name in ("dedupfs", "mount.dedupfs", "umount.fuse.dedupfs"):
             self._write_program(name)
+        self._link("usr/local/bin/mount.dedupfs", "mount.dedupfs", "mount.fuse.dedupfs")
+        self._link("usr/local/bin/umount.fuse.dedupfs", "umount.fuse.dedupfs")
         for unit in (REPOSITORY / "systemd").glob("dedupfs*"):
             self.write(f"etc/systemd/system/{unit.name}", unit.read_text())
+        for unit in (REPOSITORY / "systemd" / "user").glob("dedupfs*"):
+            self.write(f"etc/systemd/user/{unit.name}", unit.read_text())
         if sys.prefix != sys.base_prefix:
             self.binds.append(f"--bind-ro={sys.prefix}:{INSTALLED}/venv")
         base = Path(sys.base_prefix)
@@ -108,6 +121,7 @@ class Host:
             self.binds.append(f"--bind-ro={base}")
 
     def write(self, name: str, text: str) -> None:
+        """Write a file of a machine that is not running."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -145,6 +159,11 @@ class Host:
         if code is not None and done.returncode != code:
             raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{self.journal()}")
         return done.stdout.strip()
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file in there, and the directory around it."""
+        directory, file = shlex.quote(str(Path(path).parent)), shlex.quote(path)
+        self.run(f"mkdir -p {directory} && printf %s {shlex.quote(text)} > {file}")
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """Start one that goes on."""
@@ -210,16 +229,15 @@ class Host:
             "mount.dedupfs": "from dedupfs.cli.mounthelper import mount_main as main",
             "umount.fuse.dedupfs": "from dedupfs.cli.mounthelper import umount_main as main",
         }
-        python = sys.executable
-        if sys.prefix != sys.base_prefix:
-            python = f"{INSTALLED}/venv/{Path(python).relative_to(sys.prefix)}"
-        text = f'#!/bin/sh\nPYTHONPATH={INSTALLED} exec {python} -c "import sys; '
+        text = f'#!/bin/sh\nexec {self.python} -c "import sys; '
         text += f'sys.argv[0] = \'{name}\'; {calls[name]}; sys.exit(main())" "$@"\n'
         self.write(f"usr/local/bin/{name}", text)
         (self.root / "usr/local/bin" / name).chmod(0o755)
-        if name != "dedupfs":
-            sbin = "usr/sbin" if (self.root / "sbin").is_symlink() else "sbin"
-            (self.root / sbin / name).symlink_to(f"/usr/local/bin/{name}")
+
+    def _link(self, target: str, *names: str) -> None:
+        sbin = "usr/sbin" if (self.root / "sbin").is_symlink() else "sbin"
+        for name in names:
+            (self.root / sbin / name).symlink_to(f"/{target}")
 
     def _first_process(self) -> int:
         """Return nspawn's child, as soon as it is there."""

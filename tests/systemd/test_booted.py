@@ -1,4 +1,4 @@
-"""The units, mount(8) and fstab under a real systemd, from the first boot to a lost power supply.
+"""The unit of a mount under a real systemd: started, upgraded, killed, hung, stopped.
 
 Method: one machine for all (tests/systemd/host.py), whose data lie on a file system that can lose
 what was not synced. The tests build on each other's machine, not on each other's mounts.
@@ -7,20 +7,13 @@ what was not synced. The tests build on each other's machine, not on each other'
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.powercut.machine import Image
-from tests.systemd.conftest import CHECK, PROGRAMS
+from tests.systemd.conftest import CHECK, MARKS
 from tests.systemd.host import Host
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.fuse,
-    pytest.mark.unmeasured,
-    pytest.mark.program(*PROGRAMS),
-]
+pytestmark = MARKS
 
 DROP_INS = "/run/systemd/system/dedupfs@ckpts.service.d"
 
@@ -56,10 +49,8 @@ def watched(host: Host) -> Iterator[Callable[[int], str]]:
     """Start the service with so many seconds of patience; return its main process."""
 
     def start(watchdog_s: int) -> str:
-        host.run(
-            f"mkdir -p {DROP_INS} && printf '[Service]\nWatchdogSec={watchdog_s}s\n' "
-            f"> {DROP_INS}/watch.conf && systemctl daemon-reload"
-        )
+        host.put(f"{DROP_INS}/watch.conf", f"[Service]\nWatchdogSec={watchdog_s}s\n")
+        host.run("systemctl daemon-reload")
         host.run("systemctl reset-failed; systemctl start dedupfs@ckpts")
         return host.show("dedupfs@ckpts", "MainPID")
 
@@ -115,81 +106,7 @@ def test_a_reload_is_an_upgrade_under_open_files(service: Host) -> None:
 
 
 def test_a_store_that_is_not_there_is_not_made_in_its_place(host: Host) -> None:
-    host.run("printf 'STORE=/data/none\nMOUNTPOINT=/data/mnt\n' > /etc/dedupfs/none.env")
+    host.put("/etc/dedupfs/none.env", "STORE=/data/none\nMOUNTPOINT=/data/mnt\n")
     host.run("systemctl start dedupfs@none", code=1)
     host.run("systemctl stop dedupfs@none; ! test -e /data/none")
     assert "no store in /data/none" in host.journal()
-
-
-def test_gc_and_scrub_run_from_their_timers_units(host: Host) -> None:
-    for name in ("gc", "scrub"):
-        host.run(f"systemctl start 'dedupfs-{name}@data-store.service'")
-        host.run(f"systemctl start 'dedupfs-{name}@data-store.timer'")
-        assert host.show(f"dedupfs-{name}@data-store.timer", "NextElapseUSecRealtime")
-
-
-def test_fstab_mounts_and_umount_waits_for_the_daemon(host: Host) -> None:
-    host.run(
-        "echo '/data/store /data/other dedupfs "
-        "view=job,allow_other,nofail,noauto,x-systemd.automount,noatime 0 0' > /etc/fstab; "
-        "systemctl daemon-reload"
-    )
-    if Path("/dev/autofs").exists():
-        host.run("systemctl start data-other.automount && ! grep fuse.dedupfs /proc/mounts")
-    else:
-        host.run("systemctl start data-other.mount")
-    host.run("echo kept > /data/other/file && grep '/data/other fuse.dedupfs' /proc/mounts")
-    host.run("umount /data/other && ! ls /data/store/run/*.sock")  # the daemon has ended
-    host.run("mount /data/other && grep kept /data/other/file")
-    # systemd is content when the mount is gone; the daemon is not yet.
-    host.run("systemctl stop data-other.mount")
-    host.until("! ls /data/store/run/*.sock")
-    host.run("systemctl stop data-other.automount; echo > /etc/fstab; systemctl daemon-reload")
-    host.run(CHECK)
-
-
-def test_mount_8_mounts_a_snapshot_read_only_and_names_what_it_does_not_know(host: Host) -> None:
-    host.run(
-        "mkdir -p /tmp/tree && echo old > /tmp/tree/f && dedupfs import /data/store /tmp/tree s"
-    )
-    host.run("mount -t dedupfs /data/store /data/other -o snapshot=s,ro,noexec")
-    assert host.run("cat /data/other/f") == "old"
-    options = host.run("findmnt --noheadings --output VFS-OPTIONS /data/other").split(",")
-    assert {"ro", "noexec", "nosuid", "nodev"} <= set(options)
-    host.run("! touch /data/other/g && umount /data/other")
-    said = host.run("mount -t dedupfs /data/store /data/other -o frobnicate", code=1)
-    assert "mount.dedupfs: unknown option 'frobnicate'" in said
-    host.run("mount -s -t dedupfs /data/store /data/other -o frobnicate && umount /data/other")
-
-
-def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synced(
-    host: Host, image: Image
-) -> None:
-    host.run("systemctl add-wants dedupfs-test.target dedupfs@ckpts")  # what `enable` does
-    host.run("systemctl start dedupfs@ckpts")
-    host.run(
-        "systemd-run --quiet --property=After=dedupfs@ckpts.service sh -c "
-        "'echo closed > /data/mnt/closed; exec 3> /data/mnt/open; echo written >&3; sleep 999'"
-    )
-    host.until("grep written /data/mnt/open")
-    host.shut_down()
-    host.boot()
-    host.until("systemctl is-active dedupfs@ckpts")
-    host.run("grep closed /data/mnt/closed")
-    host.run("grep written /data/mnt/open")
-    with host.start(
-        "for i in $(seq 100000); do head -c 100000 /dev/urandom > /data/mnt/$i || exit 0; "
-        "sync /data/mnt/$i /data/mnt || exit 0; echo $i; done"
-    ) as writer:
-        assert writer.stdout is not None
-        synced = [writer.stdout.readline().strip() for _ in range(20)]
-        image.cut()
-        host.lose_power()
-        synced += [line.strip() for line in writer.stdout if line.endswith("\n")]
-    image.restart()
-    host.boot()
-    host.until("systemctl is-active dedupfs@ckpts")
-    sizes = host.run("cd /data/mnt && stat --format='%n %s' [0-9]*").splitlines()
-    assert set(synced) <= {line.split()[0] for line in sizes if line.endswith(" 100000")}
-    host.run("systemctl stop dedupfs@ckpts")
-    host.run(CHECK)
