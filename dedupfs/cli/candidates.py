@@ -38,6 +38,9 @@ def _open(ctx: click.Context) -> "Store":
     from dedupfs.store import Store
 
     given = next((ctx.params[key] for key in _STORE_PARAMETERS if ctx.params.get(key)), None)
+    arguments = [each.name for each in ctx.command.params if isinstance(each, click.Argument)]
+    if given is None and ctx.args and arguments[:1] == ["store"]:
+        given = ctx.args[0]  # click stops at an option that lacks its value: what is completed
     if given is None:
         raise UsageError("no store is named")
     # As it was typed: the shell has expanded nothing.

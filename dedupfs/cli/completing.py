@@ -6,8 +6,9 @@ of a line. The answer's form is told in ``completion``.
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import click
@@ -28,16 +29,16 @@ def answer(app: click.Command, shell: str, arguments: Sequence[str], program: st
     """Write the candidates to standard output, and return the exit code."""
     logging.disable()
     with suppress(Exception):
-        cut = 0
+        cut, quote = 0, None
         if shell == "bash":
             breaks, line = arguments
-            words, cut = split_line(line, breaks)
+            (_program, *words), cut, quote = split_line(line, breaks)
         else:
             words = list(arguments)
             if shell == "fish":  # which gives the last one as it was typed
                 words[-1:] = split_line(words[-1], "")[0][-1:]
-        found = candidates(app, words[1:] if shell == "bash" else words, program)
-        sys.stdout.buffer.write(b"".join(_records(found, words[-1], cut)))
+        for item in candidates(app, words, program):
+            sys.stdout.buffer.write(_record(item, words[-1], cut, quote))
         sys.stdout.flush()
     return 0
 
@@ -51,26 +52,49 @@ def candidates(app: click.Command, words: Sequence[str], program: str) -> Iterab
         yield CompletionItem(prefix + item.value, item.type, item.help, **item._info)
 
 
-def _records(found: Iterable[CompletionItem], incomplete: str, cut: int) -> Iterable[bytes]:
-    """Yield what the shell reads. It replaces what comes after ``cut`` characters of the word."""
-    for item in found:
-        is_open = item.type == "plain" and item.value.endswith(("/", "="))
-        kind = "open" if is_open else item.type
-        if kind in ("plain", "open") and not item.value.startswith(incomplete):
-            continue
-        for field in (kind, item.value[cut:], " ".join((item.help or "").split())):
-            yield os.fsencode(field) + b"\0"
+def _record(item: CompletionItem, incomplete: str, cut: int, quote: str | None) -> bytes:
+    """Return what the shell reads. It replaces what comes after ``cut`` characters of the word.
+
+    ``quote`` is what a shell is in that wants the value as it is to be typed.
+    """
+    if item.type != "plain":
+        return b"%s\0\0\0" % item.type.encode()
+    if not item.value.startswith(incomplete):
+        return b""
+    kind = "open" if item.value.endswith(("/", "=")) else "plain"
+    value = item.value[cut:]
+    typed = value if quote is None else quoted(value, quote)
+    about = " ".join((item.help or "").split())
+    return b"".join(os.fsencode(field) + b"\0" for field in (kind, typed, about))
 
 
-def split_line(line: str, breaks: str) -> tuple[list[str], int]:
+def quoted(text: str, quote: str) -> str:
+    """Return what is to be typed into bash for ``text``, where ``quote`` is open, or none ("")."""
+    other = {"\n": f"{quote[-1:]}$'\\n'{quote}"}  # a newline has no other way to be typed
+    if quote == '"':
+        other["!"] = "\"'!'\""  # is history's, even in double quotes
+    parts = re.split(f"([{''.join(other)}])", text)
+    return "".join(other.get(part) or _SPECIAL[quote](part) for part in parts)
+
+
+_SPECIAL: dict[str, Callable[[str], str]] = {
+    "": lambda text: re.sub(r"""([\s"'\\<>;|&()#$`?*\[\]!{}~^,])""", r"\\\1", text),
+    "'": lambda text: text.replace("'", "'\\''"),
+    '"': lambda text: re.sub(r'(["\\$`])', r"\\\1", text),
+    "$'": lambda text: re.sub(r"(['\\])", r"\\\1", text),
+}
+
+
+def split_line(line: str, breaks: str) -> tuple[list[str], int, str]:
     """Return the words of a line of bash that is cut off anywhere, and where readline begins.
 
     The last word is the one under the cursor, perhaps empty; the number says how many characters
-    of it readline leaves as they are: up to an open quote, or to the last of ``breaks``.
+    of it readline leaves as they are: up to an open quote, or to the last of ``breaks``. The text
+    is the open quote.
     """
     words: list[str] = []
     word, cut, quote, began = "", 0, "", False
-    position = 0
+    position, after_dollar = 0, -1
     while position < len(line):
         character = line[position]
         position += 1
@@ -85,7 +109,7 @@ def split_line(line: str, breaks: str) -> tuple[list[str], int]:
             word += _backslashed(following, quote)
             began = True
         elif character in "'\"":
-            ansi_c = character == "'" and word.endswith("$")
+            ansi_c = character == "'" and position - 1 == after_dollar
             word = word.removesuffix("$") if ansi_c else word
             quote, cut, began = ("$'" if ansi_c else character), len(word), True
         elif character.isspace():
@@ -95,9 +119,11 @@ def split_line(line: str, breaks: str) -> tuple[list[str], int]:
         else:
             word += character
             began = True
+            if character == "$":
+                after_dollar = position
             if character in breaks:
                 cut = len(word)
-    return [*words, word], cut
+    return [*words, word], cut, quote
 
 
 def _backslashed(following: str, quote: str) -> str:

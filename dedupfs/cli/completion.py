@@ -19,7 +19,8 @@ INSTALLED_AS = {
 """Below the prefix: where each shell looks for what packages bring."""
 
 # Readline replaces what follows the last of COMP_WORDBREAKS in the word; so dedupfs, which gets the
-# line as it was typed, answers with what comes after that. As "filenames" it quotes them.
+# line as it was typed, answers with what comes after that, quoted: as "filenames" readline would
+# quote them by itself, but neither $ nor `.
 _BASH = r"""
 _dedupfs() {
     local program=$1 kind value about
@@ -29,8 +30,8 @@ _dedupfs() {
         case $kind in
             dir) compopt -o dirnames ;;
             file) compopt -o default ;;
-            open) compopt -o filenames -o nospace; COMPREPLY+=("$value") ;;
-            *) compopt -o filenames; COMPREPLY+=("$value") ;;
+            open) compopt -o nospace; COMPREPLY+=("$value") ;;
+            *) COMPREPLY+=("$value") ;;
         esac
     done < <(@VARIABLE@=bash "$program" "$COMP_WORDBREAKS" "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
 }
@@ -80,16 +81,17 @@ function __dedupfs_complete
         set -l about $found[(math $at + 2)]
         switch $found[$at]
             case dir
-                __fish_complete_directories (commandline -ct) ''
+                __fish_complete_directories (commandline -ct) '' | string join0
             case file
-                __fish_complete_path (commandline -ct) ''
+                __fish_complete_path (commandline -ct) '' | string join0
             case '*'
-                printf '%s\t%s\n' $value $about
+                printf '%s\t%s\0' $value $about
         end
         set at (math $at + 3)
     end
 end
-complete --command dedupfs --no-files --keep-order --arguments '(__dedupfs_complete)'
+complete --command dedupfs --no-files --keep-order \
+    --arguments '(__dedupfs_complete | string split0)'
 """
 
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}

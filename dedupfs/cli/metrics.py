@@ -12,7 +12,14 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import STORES, open_store
-from dedupfs.cli.watching import ANSWER_S, Mounted, State, find_mounted, mounted_stores
+from dedupfs.cli.watching import (
+    ANSWER_S,
+    Mounted,
+    State,
+    find_mounted,
+    mounted_stores,
+    real_path,
+)
 from dedupfs.errors import DedupfsError, SourceError, UsageError
 from dedupfs.namespace import live
 
@@ -39,7 +46,7 @@ def metrics(stores: tuple[Path, ...], textfile: Path | None) -> None:
         raise UsageError(
             f"this needs prometheus-client: pip install 'dedupfs[metrics]' ({exc})"
         ) from exc
-    paths = [Path(os.path.abspath(store)) for store in stores] or mounted_stores()
+    paths = [real_path(store) for store in stores] or mounted_stores()
     mounts = [
         MountCounters(
             str(mounted.store),

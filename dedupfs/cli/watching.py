@@ -73,7 +73,7 @@ def user_name(uid: int | None) -> str:
 
 def mounted_stores() -> list[Path]:
     """Return the stores behind this machine's mounts that this user may ask."""
-    sources = {Path(mount.source) for mount in mountpoints.read_mounts() if mount.is_ours}
+    sources = {real_path(mount.source) for mount in mountpoints.read_mounts() if mount.is_ours}
     return sorted(source for source in sources if _may_ask(source))
 
 
@@ -82,18 +82,22 @@ def _may_ask(store: Path) -> bool:
 
 
 def find_mounted(stores: Iterable[Path]) -> list[Mounted]:
-    """Return the mounts of these stores, or of all that are mounted here, with who serves them."""
-    wanted = {Path(os.path.abspath(store)) for store in stores}
-    mounts = [
-        mount
-        for mount in mountpoints.read_mounts()
-        if mount.is_ours and (not wanted or Path(mount.source) in wanted)
-    ]
-    found: list[Mounted] = []
-    for store in sorted(wanted or {Path(mount.source) for mount in mounts}):
-        here = [mount for mount in mounts if Path(mount.source) == store]
-        found += _of_store(store, here)
-    return found
+    """Return the mounts of these stores, or of all that are mounted here, with who serves them.
+
+    One store has one path here, however it was spelled when it was mounted.
+    """
+    wanted = {real_path(store) for store in stores}
+    by_store: dict[Path, list[mountpoints.Mount]] = {store: [] for store in wanted}
+    for mount in mountpoints.read_mounts():
+        store = real_path(mount.source) if mount.is_ours else None
+        if store is not None and (not wanted or store in wanted):
+            by_store.setdefault(store, []).append(mount)
+    return [mounted for store in sorted(by_store) for mounted in _of_store(store, by_store[store])]
+
+
+def real_path(store: str | os.PathLike[str]) -> Path:
+    """Return the path of a store without symbolic links."""
+    return Path(os.path.realpath(store))
 
 
 def _of_store(store: Path, mounts: list[mountpoints.Mount]) -> Iterator[Mounted]:

@@ -291,7 +291,7 @@ class LiveMount:
         """
         if not self._options.metrics:
             return
-        store = os.fspath(self._store_path)
+        store = os.path.realpath(self._store_path)  # as 'dedupfs metrics' calls it
         try:
             from dedupfs.fuse.scraping import Prometheus  # noqa: PLC0415 - what few mounts need
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dedupfs.cli.watching import State, find_mounted
 from dedupfs.namespace import live
 from tests.cli.conftest import Run
 from tests.fuse.harness import REPOSITORY, Daemons
@@ -58,6 +59,26 @@ def test_each_mount_is_told_with_what_it_shows(run: Run, daemons: Daemons) -> No
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=False, cwd=REPOSITORY, timeout=60)
     everywhere = {row["mountpoint"] for row in json.loads(ran.stdout)}
     assert {row["mountpoint"] for row in mounts.values()} <= everywhere
+
+
+@pytest.mark.fuse
+def test_a_store_is_one_however_it_is_spelled(
+    run: Run, daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = daemons.start("a")
+    (tmp_path / "link").symlink_to("store")
+    second = daemons.start("b", store="link", view="other")
+    monkeypatch.chdir(tmp_path)
+    for spelling in (first.store, second.store, "link/", "./store/../link"):
+        rows = look(run, spelling)
+        assert [(row["mountpoint"], row["state"]) for row in rows] == [
+            (str(first.path), "live"),
+            (str(second.path), "live"),
+        ], spelling
+        assert {row["store"] for row in rows} == {str(first.store)}
+    assert len(look(run, first.store, second.store)) == 2
+    ours = [mounted for mounted in find_mounted(()) if mounted.store == first.store]
+    assert [mounted.state for mounted in ours] == [State.LIVE, State.LIVE]
 
 
 @pytest.mark.fuse
