@@ -29,6 +29,7 @@ from tests.fuse.harness import REPOSITORY
 
 TIMEOUT_S = 120
 LARGE_BYTES = 1 << 20
+APPLETS = ("sh", "cat", "ls", "touch", "sleep", "test", "cmp", "stat", "chmod", "dd")
 _AS_ITS_SERVICE_MANAGER = 'exec 3<&0 </dev/null; LISTEN_PID=$$ exec "$@"'
 
 
@@ -116,6 +117,33 @@ class Plugin:
             check=True,
             timeout=TIMEOUT_S,
         ).stdout
+
+    def stored_bytes(self) -> int:
+        found: int = json.loads(self.dedupfs("stats", self.store, "--json"))["stored_bytes"]
+        return found
+
+
+def image_of_busybox(directory: Path) -> bytes:
+    """Return the tar archive of a root directory that has nothing but busybox."""
+    programs = directory / "image" / "bin"
+    programs.mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    shutil.copy(busybox, programs / "busybox")
+    for applet in APPLETS:
+        (programs / applet).symlink_to("busybox")
+    return subprocess.run(
+        ["tar", "-C", programs.parent, "-c", "."], check=True, capture_output=True, timeout=60
+    ).stdout
+
+
+def detach_all_below(directory: Path) -> None:
+    """Take all mounts of whatever kind out of a directory, innermost first."""
+    table = os.fsdecode(Path("/proc/self/mounts").read_bytes())
+    for line in reversed(table.splitlines()):
+        point = line.split(" ")[1]
+        if Path(point).is_relative_to(directory):
+            detach(point)
 
 
 @pytest.fixture

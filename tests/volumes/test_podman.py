@@ -20,8 +20,13 @@ from pathlib import Path
 import pytest
 
 from dedupfs.fuse.mountpoints import mount_at
-from tests.conftest import detach
-from tests.volumes.conftest import LARGE_BYTES, TIMEOUT_S, Plugin
+from tests.volumes.conftest import (
+    LARGE_BYTES,
+    TIMEOUT_S,
+    Plugin,
+    detach_all_below,
+    image_of_busybox,
+)
 
 pytestmark = [
     pytest.mark.fuse,
@@ -30,7 +35,6 @@ pytestmark = [
     pytest.mark.unmeasured,
 ]
 
-APPLETS = ("sh", "cat", "ls", "touch", "sleep", "test", "cmp")
 IMAGE = "busybox"
 
 
@@ -53,17 +57,7 @@ class Podman:
         ]
 
     def make_image(self) -> None:
-        programs = self._directory / "image" / "bin"
-        programs.mkdir(parents=True)
-        busybox = shutil.which("busybox")
-        assert busybox is not None
-        shutil.copy(busybox, programs / "busybox")
-        for applet in APPLETS:
-            (programs / applet).symlink_to("busybox")
-        tar = subprocess.run(
-            ["tar", "-C", programs.parent, "-c", "."], check=True, capture_output=True, timeout=60
-        )
-        self._run("import", "-", IMAGE, given=tar.stdout)
+        self._run("import", "-", IMAGE, given=image_of_busybox(self._directory))
 
     def __call__(self, *words: str, code: int = 0) -> str:
         return self._run(*words, code=code)
@@ -98,10 +92,7 @@ class Podman:
         try:
             self._run("rm", "--all", "--force", "--time", "0")
         finally:
-            for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-                point = line.split(" ")[1]
-                if Path(point).is_relative_to(self._directory):
-                    detach(point)
+            detach_all_below(self._directory)
 
 
 @contextmanager
@@ -136,15 +127,10 @@ def podman(plugin: Plugin) -> Iterator[Podman]:
         yield podman
 
 
-def stored_bytes(plugin: Plugin) -> int:
-    found: int = json.loads(plugin.dedupfs("stats", plugin.store, "--json"))["stored_bytes"]
-    return found
-
-
 def test_containers_that_run_read_one_snapshot_and_write_into_views_of_their_own(
     podman: Podman, plugin: Plugin
 ) -> None:
-    before = stored_bytes(plugin)
+    before = plugin.stored_bytes()
     names = ("one", "two")
     for name in names:
         podman("volume", "create", "--driver", "dedupfs", "-o", "snapshot=base", name)
@@ -160,7 +146,7 @@ def test_containers_that_run_read_one_snapshot_and_write_into_views_of_their_own
         said = podman.run("-v", f"{name}:/data:ro", IMAGE, "/bin/cat", "/data/file")
         assert said == f"{name}\n"
     assert plugin.dedupfs("cat", plugin.store, "base:file") == "from the snapshot\n"
-    added = stored_bytes(plugin) - before
+    added = plugin.stored_bytes() - before
     assert 0 < added < LARGE_BYTES // 50, added  # 8,881 of 4 MiB that were copied
     (told,) = json.loads(podman("volume", "inspect", "one"))
     assert (told["Driver"], told["Status"]["view"]) == ("dedupfs", "one")
