@@ -1,4 +1,4 @@
-"""Docker with the volume plugin: its containers share a view, and its daemon dies among them.
+"""Docker with the volume plugin: its containers share a view, and its daemon is started again.
 
 Method: the real dockerd with its data, its socket and its containerd in the test's directory, no
 network, the images of nothing but busybox. It finds the plugin by a file with a name of its own.
@@ -144,14 +144,14 @@ def test_containers_of_docker_write_into_views_of_their_own(docker: Docker, plug
     assert plugin.ask("List")["Volumes"] == []
 
 
-def test_a_docker_that_dies_among_its_containers_loses_no_volume(
+def test_a_docker_that_is_started_again_among_its_containers_loses_no_volume(
     docker: Docker, plugin: Plugin
 ) -> None:
     docker("volume", "create", "-d", docker.driver, "-o", "snapshot=base", "shared")
     for name in ("first", "second"):
         docker.run_and_leave(name, "-v", "shared:/data")
     docker("exec", "first", "/bin/sh", "-c", "echo from a >/data/new")
-    docker.stop(signal.SIGKILL)
+    docker.stop(signal.SIGTERM)
     plugin.stop()
     plugin.start()
     docker.start()
