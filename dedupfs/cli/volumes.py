@@ -117,6 +117,7 @@ def _mount(place: Path, options: "Options", allow_other: bool) -> None:
         allow_other=allow_other,
         # the limit of a view that is kept was set when that was made
         limit_bytes=options.limit_bytes if options.ephemeral else None,
+        labels=f'context="{options.context}"' if options.context else "",
     )
     background.run_in_background(body)
 

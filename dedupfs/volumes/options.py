@@ -4,6 +4,7 @@ Specified in docs/cli.md, "volume-plugin".
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import msgspec
 from dedupfs.errors import UsageError
 from dedupfs.namespace.rows import check_name
 
-KNOWN = ("ephemeral", "limit", "ro", "snapshot", "store", "view")
+KNOWN = ("context", "ephemeral", "limit", "ro", "snapshot", "store", "view")
 VALUE_CHARACTERS_MAX = 4096
 LIMIT_BYTES_MAX = 1 << 62
+_LABEL = re.compile(r"[A-Za-z0-9_.:,-]{1,4096}")  # user:role:type:level; it goes between quotes
 _YES = frozenset({"", "1", "true", "yes"})  # ``-o ro`` comes as ""
 _NO = frozenset({"0", "false", "no"})
 
@@ -34,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     ephemeral: bool = False
     read_only: bool = False
     limit_bytes: int | None = None
+    context: str = ""
+    """SELinux's label of all files; none: what the policy says of FUSE."""
 
 
 def parse(
@@ -52,6 +56,9 @@ def parse(
             raise UsageError(f"the value of {key}= is too long, or not printable")
     ephemeral, read_only = (_flag(words, key) for key in ("ephemeral", "ro"))
     view, snapshot, limit = (words.get(key) for key in ("view", "snapshot", "limit"))
+    context = words.get("context", "")
+    if context and _LABEL.fullmatch(context) is None:
+        raise UsageError(f"context={context[:64]!r} is no label of SELinux")
     if (view is not None) + ephemeral + read_only > 1:
         raise UsageError("view=, ephemeral and ro exclude each other")
     if limit is not None and read_only:
@@ -69,6 +76,7 @@ def parse(
         ephemeral=ephemeral,
         read_only=read_only,
         limit_bytes=None if limit is None else _limit(limit, parse_size),
+        context=context,
     )
 
 

@@ -132,6 +132,17 @@ def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.skipif(Path("/sys/fs/selinux/enforce").exists(), reason="would be taken")
+def test_a_label_of_selinux_is_the_kernels_to_judge(plugin: Plugin) -> None:
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base", "context": label})
+    said = plugin.refused("Mount", Name="job", ID="one")
+    assert "cannot mount" in said  # this kernel knows no labels
+    assert plugin.ask("Get", Name="job")["Volume"]["Status"]["users"] == 0
+    plugin.ask("Remove", Name="job")
+
+
+@pytest.mark.root
 @pytest.mark.program("unshare", "sh")
 def test_a_copy_of_a_mount_in_some_mount_namespace_does_not_keep_its_view(plugin: Plugin) -> None:
     plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
@@ -186,6 +197,7 @@ def test_what_is_no_volume_is_refused_in_one_line_and_makes_nothing(plugin: Plug
         {"limit": "-1"},
         {"view": "x" * 5000},
         {"device": "/dev/sda"},
+        {"context": 'label",dev'},
     ):
         plugin.refused("Create", Name="job", Opts=options)
     plugin.ask("Create", Name="job", Opts={"ro": ""})
