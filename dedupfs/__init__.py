@@ -9,16 +9,35 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dedupfs import errors
-    from dedupfs.api import Change, Entry, Pruned, Snapshot, Stat, Store, View, ViewInfo
+    from dedupfs.api import (
+        Change,
+        Collected,
+        DiskUsage,
+        Entry,
+        Pruned,
+        Snapshot,
+        Stat,
+        Stats,
+        Store,
+        Taken,
+        Tree,
+        View,
+        ViewInfo,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "Change",
+    "Collected",
+    "DiskUsage",
     "Entry",
     "Pruned",
     "Snapshot",
     "Stat",
+    "Stats",
     "Store",
+    "Taken",
+    "Tree",
     "View",
     "ViewInfo",
     "errors",

@@ -1,10 +1,10 @@
 """A store that this process has open: one for all ``Store`` objects of it, with its locks and pins.
 
 LMDB opens an index once per process, so every ``Store`` on one directory shares this. Threads:
-what changes anything holds ``lock``, a look at trees ``trees_lock``; file data is read without
-either. A forked child can use nothing of what its parent opened: LMDB's environment would lose its
-place among the readers when the child closes it or merely collects it. It opens the store anew when
-it first needs it; a view stays its parent's.
+what changes anything holds ``lock`` (as ``changing`` where Ctrl-C must wait), a look at trees
+``trees_lock``; file data is read without either. A forked child can use nothing of what its parent
+opened: LMDB's environment would lose its place among the readers when the child closes it or merely
+collects it. It opens the store anew when it first needs it; a view stays its parent's.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from dedupfs.api.interrupts import Uninterrupted
 from dedupfs.errors import NotFoundError, StoreFullError, UsageError
 from dedupfs.model import RecordId, SnapshotInfo, TreeEntry
 from dedupfs.namespace.contents import load_recipe
@@ -65,6 +66,7 @@ class Opened:
         self.key = key
         self.users = 0
         self.lock = threading.RLock()
+        self.changing = Uninterrupted(self.lock)
         self.trees_lock = threading.RLock()
         self.views: weakref.WeakSet[OpenView] = weakref.WeakSet()
         self.forks = 0
@@ -140,7 +142,7 @@ class Opened:
         Raises:
             MissingRecordError: it is gone already.
         """
-        with self.lock:
+        with self.changing:
             core = self.core
             for kept, hold in self._recent:
                 if kept == root:
@@ -185,7 +187,7 @@ class Opened:
 
     def release(self) -> None:
         """One user less; the last one closes the store."""
-        with self.lock, _registry_lock:  # never the other way round
+        with self.changing, _registry_lock:  # never the other way round
             self.users -= 1
             if self.users > 0:
                 return
@@ -215,6 +217,7 @@ class Opened:
     def forget(self) -> None:
         """In a forked child: nothing of the parent's is used, changed or given up."""
         self.lock = threading.RLock()
+        self.changing = Uninterrupted(self.lock)
         self.trees_lock = threading.RLock()
         self.forks += 1
         if self._core is not None:

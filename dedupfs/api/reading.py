@@ -8,7 +8,7 @@ a snapshot can join its names to a path. Knows no view.
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dedupfs.api.failures import public
@@ -36,7 +36,10 @@ BUFFER_BYTES = 128 << 10
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What an object is; times in nanoseconds since 1970."""
+    """What an object is; times in nanoseconds since 1970.
+
+    ``ctime_ns``: when it was changed last in any way. ``device``: the number of a device node.
+    """
 
     mode: int
     size: int
@@ -44,6 +47,11 @@ class Stat:
     uid: int
     gid: int
     nlink: int
+    atime_ns: int = 0
+    ctime_ns: int = 0
+    device: int = 0
+    content: bytes = field(default=b"", repr=False)
+    """Of a file: equal in all files of a store that have the same chunks; empty: not known yet."""
 
     @property
     def mtime(self) -> float:
@@ -78,7 +86,18 @@ class Entry:
 def stat_of(entry: TreeEntry) -> Stat:
     """Return what a tree tells of an object, its hard link resolved."""
     size = 0 if entry.is_directory else entry.size
-    return Stat(entry.mode, size, entry.mtime_ns, entry.uid, entry.gid, entry.nlink)
+    return Stat(
+        entry.mode,
+        size,
+        entry.mtime_ns,
+        entry.uid,
+        entry.gid,
+        entry.nlink,
+        entry.accessed_ns,
+        entry.ctime_ns or entry.mtime_ns,
+        entry.rdev,
+        entry.content if entry.is_file else b"",
+    )
 
 
 def names_of(path: AnyPath) -> list[bytes]:

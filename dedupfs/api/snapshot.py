@@ -19,11 +19,13 @@ from dedupfs.api.reading import (
     wrapped,
 )
 from dedupfs.api.results import Change
+from dedupfs.api.tree import Tree
 from dedupfs.errors import (
     CorruptError,
     InvalidError,
     IsADirectoryNameError,
     MissingRecordError,
+    NoAttributeError,
     NotADirectoryNameError,
     NotFoundError,
     ReadOnlyError,
@@ -37,12 +39,12 @@ from dedupfs.transfer.entries import is_possible
 if TYPE_CHECKING:
     from dedupfs.api.opened import Hold
     from dedupfs.api.store import Store
-    from dedupfs.transfer.report import Problem
+    from dedupfs.transfer.report import ExportReport, Problem
 
 _DAMAGE_SHOWN_MAX = 3
 
 
-class Snapshot:
+class Snapshot(Tree):
     """An immutable directory with a name.
 
     What it holds never changes; name, tags and pin may. They are as this object saw or made them
@@ -119,15 +121,6 @@ class Snapshot:
         return stat_of(self._find(path, follow=follow_symlinks))
 
     @public
-    def exists(self, path: AnyPath = "", *, follow_symlinks: bool = True) -> bool:
-        """Whether ``path`` leads to something."""
-        try:
-            self._find(path, follow=follow_symlinks)
-        except (NotFoundError, NotADirectoryNameError):
-            return False
-        return True
-
-    @public
     def readlink(self, path: AnyPath) -> str:
         """Return the target of a symbolic link."""
         entry = self._find(path, follow=False)
@@ -136,28 +129,22 @@ class Snapshot:
         return os.fsdecode(entry.content)
 
     @public
-    def ls(self, path: AnyPath = "") -> list[str]:
-        """Return the names in a directory, sorted by their bytes."""
-        return [entry.name for entry in self._listed(path)]
+    def getxattr(self, path: AnyPath, name: AnyPath, *, follow_symlinks: bool = True) -> bytes:
+        """Return an extended attribute.
+
+        Raises:
+            NoAttributeError (OSError with ENODATA): it is not set.
+        """
+        wanted = os.fsencode(name)
+        for key, value in self._find(path, follow=follow_symlinks).xattrs:
+            if key == wanted:
+                return value
+        raise NoAttributeError(f"{shown_path(path)!r} has no {os.fsdecode(wanted)!r}")
 
     @public
-    def scandir(self, path: AnyPath = "") -> list[Entry]:
-        """Return what is in a directory, with its ``Stat``; links are not followed."""
-        return self._listed(path)
-
-    @public_generator
-    def walk(self, path: AnyPath = "") -> Iterator[tuple[str, list[str], list[str]]]:
-        """Yield (directory, its directories, its other names) from the top, as ``os.walk``.
-
-        Links are not followed. What the caller removes from the list of directories is left out.
-        """
-        pending = [shown_path(path)]
-        while pending:
-            top = pending.pop()
-            listed = self._listed(top)
-            directories = [entry.name for entry in listed if entry.stat.is_dir]
-            yield top, directories, [entry.name for entry in listed if not entry.stat.is_dir]
-            pending += [f"{top}/{name}" if top else name for name in reversed(directories)]
+    def listxattr(self, path: AnyPath = "", *, follow_symlinks: bool = True) -> list[str]:
+        """Return the names of the extended attributes."""
+        return [os.fsdecode(key) for key, _ in self._find(path, follow=follow_symlinks).xattrs]
 
     def _listed(self, path: AnyPath) -> list[Entry]:
         where = shown_path(path)
@@ -240,11 +227,6 @@ class Snapshot:
         with self._file(path) as file:
             return file.readall()
 
-    @public
-    def read_text(self, path: AnyPath, encoding: str = "utf-8") -> str:
-        """Return all of a text file."""
-        return self.read_bytes(path).decode(encoding)
-
     @public_generator
     def diff(self, other: "Snapshot") -> Iterator[Change]:
         """Yield what differs from this snapshot to ``other``, in path order.
@@ -278,8 +260,25 @@ class Snapshot:
         core = self._store._opened.core
         top = self._find(path, follow=True)
         report = export_tree(core, self._info.root, Path(directory), top=top)
+        self._require_all(report, os.fspath(directory))
+
+    @public
+    def export_tar(self, out: IO[bytes], path: AnyPath = "") -> None:
+        """Write the snapshot, or the directory ``path`` of it, to ``out`` as a tar stream.
+
+        Raises:
+            SourceError: not everything is in it. CorruptError: the store has lost some.
+        """
+        from dedupfs.transfer.tar import export_tar
+
+        self._held()
+        core = self._store._opened.core
+        report = export_tar(core, self._info.root, out, top=self._find(path, follow=True))
+        self._require_all(report, "a tar stream")
+
+    def _require_all(self, report: "ExportReport", where: str) -> None:
         if report.problems:
-            what = f"not everything of {self.name!r} could be restored in {os.fspath(directory)}"
+            what = f"not everything of {self.name!r} could be restored in {where}"
             error = CorruptError if report.damaged else SourceError
             raise error(f"{what}: {told_problems(report.problems)}")
 
@@ -295,7 +294,7 @@ class Snapshot:
     ) -> None:
         """Set tags, given as a mapping or by keyword; values become text. Remove others."""
         tags = {key: str(value) for key, value in {**(changes or {}), **more}.items()}
-        with self._store._opened.lock:
+        with self._store._opened.changing:
             catalog = self._store._opened.catalog
             self._info = catalog.tag(self.name, tags, remove)
 
@@ -310,19 +309,19 @@ class Snapshot:
         self._set_pin(False)
 
     def _set_pin(self, pinned: bool) -> None:
-        with self._store._opened.lock:
+        with self._store._opened.changing:
             self._info = self._store._opened.catalog.pin(self.name, pinned)
 
     @public
     def rename(self, new_name: str) -> None:
         """Give it another name."""
-        with self._store._opened.lock:
+        with self._store._opened.changing:
             self._info = self._store._opened.catalog.rename(self.name, new_name)
 
     @public
     def clone(self, new_name: str) -> "Snapshot":
         """Make a second snapshot of the same content, at no cost."""
-        with self._store._opened.lock:
+        with self._store._opened.changing:
             return Snapshot(self._store, self._store._opened.catalog.clone(self.name, new_name))
 
     @public
@@ -332,7 +331,7 @@ class Snapshot:
         Raises:
             UsageError (ValueError): it is pinned. NotFoundError: it is gone already.
         """
-        with self._store._opened.lock:
+        with self._store._opened.changing:
             self._store._opened.catalog.remove([self.name])
         self._hold = None
 

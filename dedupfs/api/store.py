@@ -1,5 +1,6 @@
 """A store as an object: its snapshots by name, and the way to views. Source: docs/api.md."""
 
+import datetime
 import logging
 import os
 import time
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from dedupfs.api.failures import public
 from dedupfs.api.opened import Opened, open_shared
-from dedupfs.api.results import Pruned, ViewInfo
+from dedupfs.api.results import Collected, Pruned, Stats, Taken, ViewInfo
 from dedupfs.api.snapshot import Snapshot, told_problems
 from dedupfs.api.view import View
 from dedupfs.errors import SourceError, StoreError, UsageError
@@ -129,23 +130,45 @@ class Store:
         tags: Mapping[str, object] | None = None,
         exclude: Iterable[str] = (),
         gitignore: bool = False,
+        exclude_caches: bool = False,
+        files: Iterable[StorePath] | None = None,
+        one_file_system: bool = False,
+        reread: bool = False,
+        adopt: bool = False,
+        created: datetime.datetime | None = None,
         on_problem: "OnProblem | None" = None,
     ) -> Snapshot:
         """Make the snapshot ``name`` of a directory. Files that have not changed are not read.
 
-        ``exclude``: patterns as in a .gitignore; ``gitignore``: leave out what git ignores.
-        ``on_problem`` is told of each file that could not be read and is left out; without it that
-        is an error in the end, after the snapshot was made of all the others.
+        ``exclude``: patterns as in a .gitignore; ``gitignore``: leave out what git ignores;
+        ``exclude_caches``: directories that are tagged as caches; ``files``: take these paths below
+        the directory alone, and what is below them. ``adopt``: take large files over without
+        copying them, which makes them read-only where they cannot share blocks. The others are
+        those of the command. ``on_problem`` is told of each file that could not be read and is left
+        out; without it that is an error in the end, after the snapshot was made of all the others.
 
         Raises:
             ExistsError (FileExistsError), UsageError: the name. SourceError: see above.
         """
         from dedupfs.transfer.ingest import IngestOptions, ingest_tree
         from dedupfs.transfer.patterns import Patterns
-        from dedupfs.transfer.selection import Selection
+        from dedupfs.transfer.selection import Listed, Selection
 
         patterns = Patterns([os.fsencode(pattern) for pattern in exclude])
-        options = IngestOptions(selection=Selection(patterns, gitignore, False, None))
+        listed: Listed | None = None
+        if files is not None:
+            listed = Listed()
+            for file in files:
+                listed.add(os.fsencode(file))
+            if not listed.below:  # what should have told them has failed, more likely than not
+                raise UsageError("files names nothing")
+        options = IngestOptions(
+            one_file_system,
+            reread,
+            Selection(patterns, gitignore, exclude_caches, listed),
+            None if created is None else round(created.timestamp() * 1e9),
+            adopt=adopt,
+        )
         with self._opened.lock:
             report = ingest_tree(
                 self._opened.core,
@@ -198,20 +221,48 @@ class Store:
     # --- space -----------------------------------------------------------------------------------
 
     @public
-    def gc(self) -> int:
-        """Free the space of what nothing refers to any more; return how many stored bytes."""
-        from dedupfs.maintenance.gc import collect
+    def gc(self, *, dry_run: bool = False) -> Collected:
+        """Free the space of what nothing refers to any more; or tell what that would give."""
+        from dedupfs.api.space import collected
 
         with self._opened.lock:
-            self._opened.let_go()
-            # A view whose fold fails keeps what was deleted in it; on a full disk gc makes room.
-            for view in list(self._opened.views):
-                try:
-                    view.fold()
-                except StoreError as exc:
-                    log.warning("fold before gc failed: %s", exc)
-            live.fold_all(self.path, lambda told: log.warning("fold before gc failed: %s", told))
-            return collect(self._opened.core).stored_bytes
+            if not dry_run:
+                self._opened.let_go()
+                self._fold_views()
+            return collected(self._opened.core, dry_run=dry_run)
+
+    def _fold_views(self) -> None:
+        """What was deleted in a view is let go of by its fold.
+
+        A view whose fold fails keeps it; on a full disk gc makes room.
+        """
+        for view in list(self._opened.views):
+            try:
+                view.fold()
+            except StoreError as exc:
+                log.warning("fold before gc failed: %s", exc)
+        live.fold_all(self.path, lambda told: log.warning("fold before gc failed: %s", told))
+
+    @public
+    def stats(self) -> Stats:
+        """Tell what the store holds and what that takes. Looks at every row of the index."""
+        from dedupfs.api.space import stats
+
+        return stats(self._opened.core)
+
+    @public
+    def du(self, *names: str, views: Iterable[str] = ()) -> list[Taken]:
+        """Tell what each snapshot and view takes, and what the disk gets back for it.
+
+        With names, only of those; the last one is then of all of them together, whose removal frees
+        more than the sum when chunks are shared among them alone.
+
+        Raises:
+            NotFoundError (FileNotFoundError): one is not there.
+        """
+        from dedupfs.api.space import taken
+
+        return taken(self._opened.core, names, tuple(views))
 
     @public
     def prune(
@@ -229,13 +280,16 @@ class Store:
         keep_every: str | int | Iterable[str] = (),
         group_by: str = "all",
         allow_empty: bool = False,
+        max_size: int | None = None,
+        keep_free: int | None = None,
         dry_run: bool = False,
         gc: bool = True,
     ) -> Pruned:
         """Remove the snapshots that no rule keeps, or those of them that match a pattern.
 
         Rules are those of the command ``prune``, in its notation: ``keep_best="loss:min=3"``,
-        ``keep_within="30d"``, ``keep_every=1000``. Pinned snapshots stay.
+        ``keep_within="30d"``, ``keep_every=1000``. Pinned snapshots stay. ``max_size``,
+        ``keep_free``: only as many go as make the store, or leave of its disk, so many bytes.
 
         Raises:
             UsageError (ValueError): a rule is wrong, or nothing would stay.
@@ -256,23 +310,31 @@ class Store:
             keep_monthly=_text_of(keep_monthly),
             keep_yearly=_text_of(keep_yearly),
         )
-        return self._prune(policy, patterns, dry_run=dry_run, gc=gc)
+        budget = None if max_size is keep_free is None else (max_size, keep_free)
+        return self._prune(policy, patterns, budget, dry_run=dry_run, gc=gc)
 
     def _prune(
-        self, policy: "Policy", patterns: tuple[str, ...], *, dry_run: bool, gc: bool
+        self,
+        policy: "Policy",
+        patterns: tuple[str, ...],
+        sizes: tuple[int | None, int | None] | None,
+        *,
+        dry_run: bool,
+        gc: bool,
     ) -> Pruned:
-        from dedupfs.maintenance.prune import plan, prune
+        from dedupfs.maintenance.prune import Budget, plan, prune
         from dedupfs.maintenance.retention import Moment
         from dedupfs.maintenance.usage import exclusive_bytes
 
         with self._opened.lock:
             act = plan if dry_run else prune
-            done = act(self._opened.catalog, policy, Moment(time.time_ns()), patterns)
+            budget = None if sizes is None else Budget(self._opened.core, *sizes)
+            done = act(self._opened.catalog, policy, Moment(time.time_ns()), patterns, budget)
             freed: int | None = None
             if dry_run:
                 freed = exclusive_bytes(self._opened.core, done.names).stored_bytes
             elif gc:
-                freed = self.gc() if done.going else 0
+                freed = self.gc().freed_bytes if done.going else 0
         kept = {
             one.candidate.name: tuple(one.reasons or _NO_RULE)
             for one in done.decisions

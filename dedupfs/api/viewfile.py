@@ -34,7 +34,7 @@ class ViewFile(io.RawIOBase):
     @public
     def size(self) -> int:
         """Bytes of the file now."""
-        with self._view.opened.lock:
+        with self._view.opened.changing:
             return self._view.core.getattr(self._inode).size
 
     def readable(self) -> bool:
@@ -71,7 +71,7 @@ class ViewFile(io.RawIOBase):
         handle = self._require_open()
         if not self._reads:
             raise io.UnsupportedOperation("not open for reading")
-        with self._view.opened.lock:
+        with self._view.opened.changing:
             plan = self._view.core.plan_read(handle, offset, size)
         return plan.run()
 
@@ -95,7 +95,7 @@ class ViewFile(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("not open for writing")
         done = 0
-        with memoryview(data) as view, view.cast("B") as source, self._view.opened.lock:
+        with memoryview(data) as view, view.cast("B") as source, self._view.opened.changing:
             core = self._view.core
             while done < len(source):
                 if self._appends:
@@ -113,7 +113,7 @@ class ViewFile(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("not open for writing")
         size = self._position if size is None else size
-        with self._view.opened.lock:
+        with self._view.opened.changing:
             self._view.core.setattr(self._inode, AttrChange(size=size))
         return size
 
@@ -121,7 +121,7 @@ class ViewFile(io.RawIOBase):
     def sync(self) -> None:
         """Wait until what was written is safe from a power cut; flush buffers first."""
         self._require_open()
-        with self._view.opened.lock:
+        with self._view.opened.changing:
             plan = self._view.core.plan_fsync(self._inode)
         plan.run()
 
@@ -132,7 +132,7 @@ class ViewFile(io.RawIOBase):
         super().close()
         if handle is None:
             return
-        with self._view.opened.lock:
+        with self._view.opened.changing:
             if self._view.is_open:
                 self._view.core.release(handle)
                 self._view.tidy()

@@ -63,7 +63,17 @@ def children(core: View, inode: int) -> list[tuple[bytes, Attr]]:
 def stat_of_attr(attr: Attr) -> Stat:
     """Return what a program is told of an inode."""
     size = 0 if stat.S_ISDIR(attr.mode) else attr.size
-    return Stat(attr.mode, size, attr.mtime_ns, attr.uid, attr.gid, attr.nlink)
+    return Stat(
+        attr.mode,
+        size,
+        attr.mtime_ns,
+        attr.uid,
+        attr.gid,
+        attr.nlink,
+        attr.atime_ns,
+        attr.ctime_ns,
+        attr.rdev,
+    )
 
 
 def umask_now() -> int:

@@ -51,7 +51,7 @@ def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
 def test_every_public_name_is_on_the_page() -> None:
     page = PAGE.read_text()
     for owner in (dedupfs.Store, dedupfs.Snapshot, dedupfs.View):
-        for name in vars(owner):
+        for name in dir(owner):
             if not name.startswith("_") and name not in _NOT_FOR_PROGRAMS:
                 assert re.search(rf"\b{name}\b", page), f"{owner.__name__}.{name}"
 
