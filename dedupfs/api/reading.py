@@ -254,6 +254,16 @@ class SnapshotFile(io.RawIOBase):
         return self._opened.core
 
 
+class _BufferedReader(io.BufferedReader):
+    """A buffered file to read, whose size fsspec's own functions ask for."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        size: int = self.raw.size  # type: ignore[attr-defined]
+        return size
+
+
 def wrapped(
     raw: io.RawIOBase,
     mode: str,
@@ -272,7 +282,7 @@ def wrapped(
     if "+" in mode:
         buffered = io.BufferedRandom(raw, size)
     elif "r" in mode:
-        buffered = io.BufferedReader(raw, size)
+        buffered = _BufferedReader(raw, size)
     else:
         buffered = io.BufferedWriter(raw, size)
     if "b" in mode:

@@ -6,8 +6,11 @@ code, imported, and read from there; tests that write are left to the view.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -177,6 +180,92 @@ def test_a_local_cache_gives_a_path_to_what_needs_one(store: dedupfs.Store, fs: 
     url = "simplecache::dedupfs://one/a/b/big"
     path = fsspec.open_local(url, dedupfs={"store": str(store.path)})
     assert Path(path).read_bytes() == BIG
+
+
+def test_caches_see_that_a_name_stands_for_other_bytes(
+    store: dedupfs.Store, fs: Any, tmp_path: Path
+) -> None:
+    store["one"].clone("two")
+    told, copy = fs.info("one/a/b/big"), fs.info("two/a/b/big")
+    assert (told["ETag"], told["size"]) == (copy["ETag"], len(BIG))
+    assert "ETag" not in fs.info("one/a")
+    keys = fs.ukey("two/a/b/big"), fs.checksum("two/a/b/big")
+    assert keys == (fs.ukey("two/a/b/big"), fs.checksum("two/a/b/big"))
+    cached = fsspec.filesystem("filecache", fs=fs, cache_storage=str(tmp_path / "c"), check_files=1)
+    assert cached.cat_file("two/a/b/big") == BIG
+    times = store["one"].stat("a/b/big")
+    store["two"].remove()
+    with store.scratch(snapshot="one") as view:
+        view.write_bytes("a/b/big", BIG[::-1])
+        view.utime("a/b/big", ns=(times.atime_ns, times.mtime_ns))
+        view.commit("two")
+    assert fs.info("two/a/b/big")["mtime_ns"] == times.mtime_ns
+    assert fs.ukey("two/a/b/big") != keys[0]
+    assert fs.checksum("two/a/b/big") != keys[1]
+    assert cached.cat_file("two/a/b/big") == BIG[::-1]
+
+
+def test_ranges_are_read_and_files_are_cached_by_blocks(fs: Any) -> None:
+    path = "one/a/b/big"
+    starts = [0, 5000, len(BIG) - 10]
+    got = fs.cat_ranges([path] * 3, starts, [one + 100 for one in starts])
+    assert got == [BIG[one : one + 100] for one in starts]
+    assert fs.cat_ranges(["one/nope"], [0], [1], on_error="return")[0].errno == errno.ENOENT
+    assert (fs.head(path, 10), fs.tail(path, 10)) == (BIG[:10], BIG[-10:])
+    assert fs.read_block(path, 100, 50) == BIG[100:150]
+    for kind in ("readahead", "blockcache", "none"):
+        with fs.open(path, cache_type=kind, block_size=1 << 16) as file:
+            file.seek(1 << 20)
+            assert file.read(10) == BIG[1 << 20 : (1 << 20) + 10]
+
+
+def test_a_file_system_is_pickled_and_told_by_what_it_was_made_with(
+    fs: Any, store: dedupfs.Store
+) -> None:
+    again = pickle.loads(pickle.dumps(fs))
+    assert again is fs  # fsspec keeps one for each set of arguments
+    opened = pickle.loads(pickle.dumps(fsspec.core.OpenFile(fs, "one/a/x.txt", "rt")))
+    with opened as file:
+        assert file.read() == "hello\n"
+    store["one"].clone("later")  # what the store gets meanwhile is seen
+    assert fs.ls("", detail=False) == ["later", "one"]
+    store["later"].remove()
+    assert not fs.exists("later")
+
+
+def test_errors_are_those_that_fsspec_expects(fs: Any) -> None:
+    calls: list[tuple[Callable[[], Any], type[OSError]]] = [
+        (lambda: fs.info("nope"), FileNotFoundError),
+        (lambda: fs.open("one/nope"), FileNotFoundError),
+        (lambda: fs.cat_file("one/a"), IsADirectoryError),
+        (lambda: fs.ls("one/a/x.txt/y"), NotADirectoryError),
+        (lambda: fs.open("one/a/x.txt", "wb"), OSError),
+    ]
+    for call, error in calls:
+        with pytest.raises(error):
+            call()
+
+
+def test_hidden_and_special_names_are_globbed(store: dedupfs.Store) -> None:
+    fs = file_system(store, view="names")
+    fs.pipe({f"d/{name}": b"" for name in ("a b", ".hidden", "x[1]", "%41", "\u00e9")})
+    assert sorted(fs.glob("d/*")) == sorted(
+        f"d/{name}" for name in ("a b", ".hidden", "x[1]", "%41", "\u00e9")
+    )
+    assert fs.glob("d/x[[]1]") == ["d/x[1]"]
+    assert fs.cat_file("dedupfs://d/%41") == b""  # a path, not a URL that is decoded
+    fs.close()
+
+
+def test_an_asynchronous_user_is_served(fs: Any) -> None:
+    wrapper = pytest.importorskip("fsspec.implementations.asyn_wrapper")
+    wrapped = wrapper.AsyncFileSystemWrapper(fs, asynchronous=True)
+
+    async def read() -> list[bytes]:
+        jobs = [wrapped._cat_file("one/a/b/big", n, n + 10) for n in range(5)]
+        return list(await asyncio.gather(*jobs))
+
+    assert asyncio.run(read()) == [BIG[n : n + 10] for n in range(5)]
 
 
 def test_an_installed_dedupfs_tells_fsspec_of_its_protocol() -> None:

@@ -1,7 +1,7 @@
 """What data people use reads snapshots, and writes views, through the interface and through fsspec.
 
 The real libraries; one that is not installed is skipped. Too heavy for here are torch and Hugging
-Face's datasets: docs/guide/training.md says what was tried with them by hand.
+Face's datasets; docs/guide/training.md says what was tried by hand.
 """
 
 from __future__ import annotations
