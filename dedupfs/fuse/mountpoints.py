@@ -36,7 +36,8 @@ class MountBusyError(MountError):
 class Mount:
     """One line of the mount table.
 
-    ``device`` is ``major:minor`` of ``st_dev``; ``user`` is who mounted it, if it is FUSE's.
+    ``device`` is ``major:minor`` of ``st_dev``; ``user`` is who mounted it, if it is FUSE's. What
+    is mounted below one that is ``shared`` comes up in other mount namespaces, too.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Mount:
     fs_type: str
     source: str
     user: int | None = None
+    shared: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -51,9 +53,9 @@ class Mount:
         return self.fs_type == FS_TYPE
 
 
-def read_mounts(table: Path = MOUNT_TABLE) -> list[Mount]:
+def read_mounts(table: Path | None = None) -> list[Mount]:
     """Return all mounts, a later one on top of an earlier one of the same mount point."""
-    text = table.read_bytes().decode(errors="surrogateescape")
+    text = (table or MOUNT_TABLE).read_bytes().decode(errors="surrogateescape")
     return [_parse(line) for line in text.split("\n") if line]
 
 
@@ -238,7 +240,8 @@ def _parse(line: str) -> Mount:
     fs_type, source, *super_options = right.split(" ")
     user = _USER.search(super_options[-1]) if super_options else None
     uid = None if user is None else int(user[1])
-    return Mount(fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source), uid)
+    shared = any(field.startswith("shared:") for field in fields[6:])
+    return Mount(fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source), uid, shared)
 
 
 def _unescape(field: str) -> str:

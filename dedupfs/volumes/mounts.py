@@ -115,12 +115,27 @@ def _mount(place: Path, start: Callable[[], None]) -> None:
     found = mountpoints.mount_at(place)
     if found is not None and found.is_ours and not mountpoints.is_stale(found):
         return
+    _require_seen(place)
     if found is None:  # a dead mount could not be looked at; ``start`` takes it away
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise MountError(f"cannot make {place}: {exc.strerror}") from exc
     start()
+
+
+def _require_seen(place: Path) -> None:
+    """Refuse a mount that containers without root would not see: they would write below it.
+
+    They live in a mount namespace that an ordinary user's engine has made before.
+    """
+    if os.geteuid() != 0:
+        around = mountpoints.mount_containing(place.parent)
+        if around is None or not around.shared:
+            raise MountError(
+                f"containers would not see a mount on {place}: have root run "
+                f"'mount --make-rshared {around.mountpoint if around else '/'}'"
+            )
 
 
 def _unmount(place: Path) -> None:

@@ -27,7 +27,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_topmost_mount_counts() -> None:
     assert mountpoints.mount_at(Path("/mnt/a")) == Mount(
-        "0:40", Path("/mnt/a"), "fuse.dedupfs", "/stores/second", user=0
+        "0:40", Path("/mnt/a"), "fuse.dedupfs", "/stores/second", user=0, shared=True
     )
     assert mountpoints.mount_at(Path("/mnt")) is None
 

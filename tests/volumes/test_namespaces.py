@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,42 @@ def test_the_root_of_a_user_namespace_is_the_user_who_mounted(tmp_path: Path) ->
     finally:
         dedupfs("umount", place)
     assert main(["check", str(tmp_path / "store")]) == 0
+
+
+_AS_NOBODY = """
+import msgspec, os, sys
+from dedupfs.errors import MountError
+from dedupfs.volumes.mounts import carry_out
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+place = sys.argv[1]
+options = {"store": "/nonexistent"}
+order = {"type": "mount", "place": place, "options": options, "allow_other": False}
+try:
+    carry_out(msgspec.json.encode(order), lambda *_: print("mounts"))
+except MountError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.parametrize("propagation", ["private", "shared"])
+def test_nobody_is_given_a_volume_that_his_containers_would_not_see(propagation: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="dedupfs-") as name:  # where nobody may go, too
+        Path(name).chmod(0o777)
+        _refused_or_not(Path(name) / "mnt", propagation)
+
+
+def _refused_or_not(place: Path, propagation: str) -> None:
+    entered = ["unshare", "--mount", "--propagation", propagation]
+    done = subprocess.run(
+        [*entered, sys.executable, "-c", _AS_NOBODY, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT_S,
+    )
+    if propagation == "shared":
+        assert done.stdout == "mounts\n"
+    else:
+        assert "would not see" in done.stdout
+        assert "--make-rshared /" in done.stdout
+        assert not place.exists()
