@@ -5,21 +5,27 @@ Ctrl-C in a notebook, say) would leave memory behind the journal, so it is calle
 done. Only the main thread runs handlers.
 """
 
+import _signal  # type: ignore[import-not-found, unused-ignore]
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+# Without the enums of ``signal``, which cost more than what is done under the lock.
+_handler_of: Callable[[int], Any] = _signal.getsignal
+_handle: Callable[[int, Any], Any] = _signal.signal
+_SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGALRM))
 _ASK_S = 0.1
 """How often a thread that waits for the lock looks whether it was interrupted."""
-_Replaced = list[tuple[signal.Signals, "_Later"]]
+_Replaced = list[tuple[int, "_Later"]]
 
 
 class _Later:
     """Stands in for a handler, and notes that it is to be called."""
 
-    def __init__(self, number: signal.Signals) -> None:
-        self.handler = signal.getsignal(number)
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self.handler = handler
         self.frame: FrameType | None = None
         self.came = False
 
@@ -39,11 +45,11 @@ class Uninterrupted:
         replaced: _Replaced = []
         if threading.get_ident() == threading.main_thread().ident:
             for number in _SIGNALS:
-                handler = signal.getsignal(number)
+                handler = _handler_of(number)
                 if callable(handler) and not isinstance(handler, _Later):
-                    later = _Later(number)
+                    later = _Later(handler)
                     replaced.append((number, later))
-                    signal.signal(number, later)
+                    _handle(number, later)
         while not self._lock.acquire(timeout=_ASK_S):
             if any(later.came for _, later in replaced):
                 _put_back(replaced)
@@ -60,7 +66,15 @@ class Uninterrupted:
 def _put_back(replaced: _Replaced) -> None:
     """Have the handlers back, and call those that would have been called."""
     for number, later in replaced:
-        signal.signal(number, later.handler)
+        _handle(number, later.handler)
     for number, later in replaced:
-        if later.came and callable(later.handler):
+        if later.came:
             later.handler(number, later.frame)
+
+
+def handlers_back() -> None:
+    """In a forked child: have the handlers back that another thread of the parent had replaced."""
+    for number in _SIGNALS:
+        handler = _handler_of(number)
+        if isinstance(handler, _Later):
+            _handle(number, handler.handler)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from dedupfs.api.interrupts import Uninterrupted
+from dedupfs.api.interrupts import Uninterrupted, handlers_back
 from dedupfs.errors import NotFoundError, StoreFullError, UsageError
 from dedupfs.model import RecordId, SnapshotInfo, TreeEntry
 from dedupfs.namespace.contents import load_recipe
@@ -260,6 +260,7 @@ def open_shared(path: Path) -> Opened:
 def _after_fork() -> None:
     global _registry_lock  # noqa: PLW0603  another thread of the parent may have had it
     _registry_lock = threading.RLock()
+    handlers_back()
     for opened in _open.values():
         opened.forget()
 

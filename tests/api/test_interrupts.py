@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,10 +19,12 @@ import pytest
 
 import dedupfs
 from tests.api.conftest import BIG
+from tests.api.test_processes import in_child
 
 pytestmark = pytest.mark.unmeasured  # it traces by itself
 
 STRIDE = 23
+LIMIT_S = 60
 PACKAGE = str(Path(dedupfs.__file__).parent)
 Names = list[tuple[str, list[str], list[str]]]
 
@@ -124,6 +127,20 @@ def test_a_handler_that_raises_nothing_is_called_once_in_the_end(store: dedupfs.
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12
+def test_a_forked_child_has_its_handlers_whoever_was_under_the_lock(store: dedupfs.Store) -> None:
+    def child() -> None:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert store["one"].ls("a/b") == ["big"]
+
+    with store.scratch() as view, view.opened.changing, ThreadPoolExecutor(1) as pool:
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert pool.submit(in_child, child).result(LIMIT_S) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _state(view: dedupfs.View) -> tuple[Names, list[str]]:
