@@ -30,9 +30,11 @@ TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\n"
 INSTALLED = "/opt/dedupfs"
 """Where the program lies in there: not below /tmp, which nspawn covers with its own."""
 FUSE = os.makedev(10, 229)  # Linux, Documentation/admin-guide/devices.txt
-# nspawn(1) writes below /run what it knows of its machines, and leaves some of it there.
+# nspawn(1) writes below /run what it knows of its machines, and leaves some of it there. Its
+# namespace has copies of all mounts: those of the test next door would not end before it does.
 STARTING = """\
 for group in $GROUPS_OF_ITS_OWN; do echo $$ >$group/cgroup.procs || exit; done
+umount --lazy --no-canonicalize --all --types fuse.dedupfs
 mount -t tmpfs dedupfs-test /run && exec systemd-nspawn "$@"
 """
 
