@@ -14,7 +14,7 @@ from dedupfs.errors import UsageError
 @click.argument(
     "store",
     required=False,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     shell_complete=completed_with("directory"),
 )
 @JSON
@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, store: Path | None, as_json: bool) -> None:
 
     found = list(look_at_machine())
     if store is not None:
-        if store.exists() and not store.is_dir():
+        if os.path.exists(store) and not os.path.isdir(store):
             raise UsageError(f"{store} is not a directory")
         mount = mountpoints.mount_containing(Path(os.path.realpath(existing(store))))
         found += look_at_ground(store, mount.fs_type if mount else "unknown")

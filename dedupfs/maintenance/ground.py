@@ -17,6 +17,22 @@ from dedupfs.maintenance.findings import Finding, Grade
 from dedupfs.namespace.room import is_low
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs"})
+PASSING = {
+    "tmpfs": ("what is stored is gone when the machine ends", "put the store on a disk"),
+    "ramfs": ("what is stored is gone when the machine ends", "put the store on a disk"),
+    "overlay": (
+        "in a container that is its own layer, slower, and gone with the container",
+        "put the store on a volume",
+    ),
+    "fuse.dedupfs": (
+        "a store in a mount of dedupfs: each byte goes through two daemons",
+        "put the store on a disk",
+    ),
+}
+"""File systems on which a store works, and why one should not be there."""
+_VIRTUAL = ("loop", "nbd", "ram", "vd", "xvd", "zram")
+"""Block devices that say nothing about the disk behind them, or something wrong."""
+BLOCK_DEVICES = Path("/sys/dev/block")
 _PROBE_BYTES = 1 << 20
 _PUNCH_AND_KEEP_SIZE = 3
 _FICLONE = 0x40049409
@@ -29,7 +45,11 @@ def look_at_ground(store: Path, fs_type: str) -> Iterator[Finding]:
     """Probe the file system (of type ``fs_type``) where a store lies, or is to be made."""
     place = existing(store)
     yield file_system(fs_type)
-    scratch = place / "run" if (place / "run").is_dir() else place  # of a store, what is not kept
+    turning = disk(os.stat(place).st_dev, BLOCK_DEVICES)
+    if turning is not None:
+        yield turning
+    # Of a store, what is not kept.
+    scratch = place / "run" if os.path.isdir(place / "run") else place
     try:
         with tempfile.TemporaryDirectory(prefix=".dedupfs-doctor-", dir=scratch) as name:
             yield from _tried(Path(name))
@@ -46,7 +66,7 @@ def look_at_ground(store: Path, fs_type: str) -> Iterator[Finding]:
 def existing(store: Path) -> Path:
     """Return the store, or the nearest directory above that is there."""
     place = Path(os.path.abspath(store))
-    while not place.is_dir():
+    while not os.path.isdir(place):  # also what may not be looked at
         place = place.parent
     return place
 
@@ -60,7 +80,32 @@ def file_system(fs_type: str) -> Finding:
             f"{fs_type} is a network file system: the index (LMDB) may be damaged there",
             "put the store on a disk of this machine",
         )
+    if fs_type in PASSING:
+        why, advice = PASSING[fs_type]
+        return Finding("file system", Grade.LESS, f"{fs_type}: {why}", advice)
     return Finding("file system", Grade.OK, fs_type)
+
+
+def disk(device: int, block_devices: Path) -> Finding | None:
+    """Tell whether the disk turns; None where there is no one disk below (btrfs, tmpfs, NFS)."""
+    found = block_devices / f"{os.major(device)}:{os.minor(device)}"
+    if os.path.basename(os.path.realpath(found)).startswith(_VIRTUAL):
+        return None
+    for place in (found, found / ".."):  # a partition has no queue of its own
+        try:
+            turns = (place / "queue" / "rotational").read_text().strip() == "1"
+        except OSError:
+            continue
+        if turns:
+            return Finding(
+                "disk",
+                Grade.LESS,
+                "a spinning disk, or one that says so: each duplicate that lies elsewhere is a "
+                "seek when it is read",
+                "an SSD; or a larger --chunk-size of init",
+            )
+        return Finding("disk", Grade.OK, "does not turn")
+    return None
 
 
 def room(place: Path) -> Finding:

@@ -5,13 +5,16 @@ Source: fuse(4), mount.fuse3(8), fusermount3(1), getrlimit(2).
 """
 
 import importlib
+import importlib.metadata
 import os
+import platform
 import re
 import resource
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dedupfs.maintenance.findings import Finding, Grade
@@ -20,6 +23,21 @@ TAKEOVER_KERNEL = (6, 9)
 """FUSE_NOTIFY_RESEND: fs/fuse/dev.c."""
 OPEN_FILES_MIN = 1024
 DEVICE = Path("/dev/fuse")
+DEVICE_NUMBER = os.makedev(10, 229)
+"""Documentation/admin-guide/devices.txt"""
+LIBRARIES = ("pyfuse3", "trio", "lmdb", "xxhash", "zstandard", "msgspec", "click")
+CLOCK_MIN_NS = 1_735_689_600 * 10**9
+"""2025: there was no dedupfs before."""
+USER_NAMESPACES = (
+    (Path("/proc/sys/user/max_user_namespaces"), "0", "user.max_user_namespaces=10000"),
+    (Path("/proc/sys/kernel/unprivileged_userns_clone"), "0", "kernel.unprivileged_userns_clone=1"),
+    (
+        Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+        "1",
+        "kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
+"""Where it is said, by which word, that an ordinary user gets none, and what says otherwise."""
 FUSE_CONF = Path("/etc/fuse.conf")
 
 
@@ -29,9 +47,11 @@ def look_at_machine() -> Iterator[Finding]:
     yield device(DEVICE)
     yield helper(shutil.which("fusermount3"), os.geteuid())
     yield allow_other(FUSE_CONF, os.geteuid())
+    yield user_namespaces(USER_NAMESPACES, os.geteuid())
     yield libraries(importlib.import_module)
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE))
     yield names(sys.getfilesystemencoding())
+    yield clock(time.time_ns())
 
 
 def kernel(release: str) -> Finding:
@@ -51,7 +71,9 @@ def kernel(release: str) -> Finding:
 def device(path: Path) -> Finding:
     """Tell whether the device may be opened, as every mount has to."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        number = os.fstat(descriptor).st_rdev
+        os.close(descriptor)
     except FileNotFoundError:
         return Finding(
             "device",
@@ -65,6 +87,13 @@ def device(path: Path) -> Finding:
             Grade.FAULT,
             f"cannot open {path}: {exc.strerror}: nothing can be mounted",
             f"have root run 'chmod 0666 {path}', which is what distributions have",
+        )
+    if number != DEVICE_NUMBER:  # a container's way to hide it, or a file in its place
+        return Finding(
+            "device",
+            Grade.FAULT,
+            f"{path} is something else than the device: nothing can be mounted",
+            f"give the container --device {path}",
         )
     return Finding("device", Grade.OK, f"{path} can be opened")
 
@@ -121,7 +150,37 @@ def libraries(load: Callable[[str], object]) -> Finding:
                 f"cannot import {name}: {exc}: nothing can be mounted",
                 "pip install 'dedupfs[fuse]' (needs libfuse3-dev, pkg-config and gcc)",
             )
-    return Finding("libraries", Grade.OK, "pyfuse3 and trio can be imported")
+    return Finding("libraries", Grade.OK, f"Python {platform.python_version()}, {_versions()}")
+
+
+def _versions() -> str:
+    """Return what is installed of LIBRARIES, as a report of a bug should have it."""
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # a distribution's, without metadata
+            continue
+    return ", ".join(found)
+
+
+def user_namespaces(places: Iterable[tuple[Path, str, str]], uid: int) -> Finding:
+    """Tell whether an ordinary user can have what 'dedupfs run' is made of."""
+    if uid == 0:
+        return Finding("run", Grade.OK, "root needs no user namespace")
+    for path, refusal, setting in places:
+        try:
+            refused = path.read_text().strip() == refusal
+        except OSError:  # a kernel that does not have this switch
+            continue
+        if refused:
+            return Finding(
+                "run",
+                Grade.LESS,
+                f"no user namespaces ({path}): 'dedupfs run' is root's alone",
+                f"have root run 'sysctl {setting}'",
+            )
+    return Finding("run", Grade.OK, "ordinary users have user namespaces")
 
 
 def open_files(limits: tuple[int, int]) -> Finding:
@@ -133,7 +192,8 @@ def open_files(limits: tuple[int, int]) -> Finding:
             Grade.LESS,
             f"a process may have {soft} open files: mounts with many packs or large files being "
             "written may run out (EMFILE)",
-            f"ulimit -n {max(OPEN_FILES_MIN, hard)}",
+            f"ulimit -n {hard if hard > OPEN_FILES_MIN else OPEN_FILES_MIN}"
+            + (", as root" if 0 <= hard < OPEN_FILES_MIN else ""),
         )
     return Finding("open files", Grade.OK, f"a process may have {soft}")
 
@@ -148,3 +208,16 @@ def names(encoding: str) -> Finding:
             "export LC_ALL=C.UTF-8",
         )
     return Finding("locale", Grade.OK, "names are UTF-8")
+
+
+def clock(now_ns: int) -> Finding:
+    """Tell whether snapshots get a date that ``prune`` can go by."""
+    if now_ns < CLOCK_MIN_NS:
+        return Finding(
+            "clock",
+            Grade.LESS,
+            f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(now_ns // 10**9))}: snapshots "
+            "get wrong dates, and prune keeps the wrong ones",
+            "set the clock (timedatectl set-ntp true)",
+        )
+    return Finding("clock", Grade.OK, "the clock is set")

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def test_a_device_that_is_missing_or_closed_is_a_fault(tmp_path: Path) -> None:
     assert (missing.grade, "modprobe" in missing.advice) == (Grade.FAULT, True)
     (tmp_path / "directory").mkdir()
     assert machine.device(tmp_path / "directory").grade is Grade.FAULT
-    (tmp_path / "open").touch()
-    assert machine.device(tmp_path / "open").grade is Grade.OK
+    (tmp_path / "file").touch()
+    assert machine.device(tmp_path / "file").grade is Grade.FAULT
+    assert machine.device(Path("/dev/null")).grade is Grade.FAULT, "how containers hide it"
 
 
 def test_the_helper_is_set_user_id_root_or_of_no_use(tmp_path: Path) -> None:
@@ -89,13 +91,66 @@ def test_libraries_limits_and_names() -> None:
     assert machine.open_files((256, 4096)).advice == "ulimit -n 4096"
     assert machine.open_files((1024, 4096)).grade is Grade.OK
     assert machine.open_files((resource.RLIM_INFINITY, -1)).grade is Grade.OK
+    assert machine.open_files((256, 512)).advice == "ulimit -n 1024, as root"
+    assert machine.clock(10**9).grade is Grade.LESS
+    assert machine.clock(time.time_ns()).grade is Grade.OK
+    assert "lmdb" in machine.libraries(lambda name: name).said
     assert machine.names("utf-8").grade is Grade.OK
     assert machine.names("ascii").grade is Grade.LESS
 
 
-def test_a_network_file_system_is_a_fault() -> None:
+def test_an_ordinary_user_needs_user_namespaces_for_run(tmp_path: Path) -> None:
+    switch = tmp_path / "max"
+    places = [(tmp_path / "missing", "1", "x=0"), (switch, "0", "max=1000")]
+    switch.write_text("1000\n")
+    assert machine.user_namespaces(places, NOBODY).grade is Grade.OK
+    switch.write_text("0\n")
+    assert machine.user_namespaces(places, NOBODY).advice == "have root run 'sysctl max=1000'"
+    assert machine.user_namespaces(places, 0).grade is Grade.OK
+
+
+def test_a_file_system_that_is_far_away_or_does_not_last_is_told() -> None:
     assert ground.file_system("nfs4").grade is Grade.FAULT
+    assert ground.file_system("tmpfs").grade is Grade.LESS
+    assert ground.file_system("overlay").grade is Grade.LESS
     assert ground.file_system("ext4").grade is Grade.OK
+
+
+def test_a_disk_turns_or_does_not_or_there_is_none(tmp_path: Path) -> None:
+    """Method: sysfs as it shows a disk (8:0) and its partition (8:1)."""
+    queue = tmp_path / "sda" / "queue"
+    queue.mkdir(parents=True)
+    (tmp_path / "sda" / "sda1").mkdir()
+    (tmp_path / "8:0").symlink_to("sda")
+    (tmp_path / "8:1").symlink_to("sda/sda1")
+    for number in (os.makedev(8, 0), os.makedev(8, 1)):
+        for word, grade in (("1\n", Grade.LESS), ("0\n", Grade.OK)):
+            (queue / "rotational").write_text(word)
+            found = ground.disk(number, tmp_path)
+            assert found is not None
+            assert found.grade is grade
+    (tmp_path / "vda").mkdir()
+    (tmp_path / "253:0").symlink_to("vda")
+    assert ground.disk(os.makedev(253, 0), tmp_path) is None
+    assert ground.disk(os.makedev(0, 30), tmp_path) is None
+
+
+@pytest.mark.root
+def test_a_store_in_a_container_of_overlayfs_works_and_does_not_last(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for name in ("lower", "upper", "work", "top"):
+        (tmp_path / name).mkdir()
+    where = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    words = ["mount", "-t", "overlay", "overlay", "-o", where, str(top)]
+    if subprocess.run(words, check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("no overlayfs here")
+    try:
+        found = probe(top, "overlay")
+    finally:
+        subprocess.run(["umount", str(top)], check=True, timeout=60)
+    assert found["file system"] is Grade.LESS
+    assert found["index"] is found["hard links"] is Grade.OK
+    assert Grade.FAULT not in found.values()
 
 
 def probe(directory: Path, fs_type: str) -> dict[str, Grade]:
@@ -185,19 +240,17 @@ def test_the_command_says_it_in_text_and_json_and_by_its_exit_code(
     assert all(f"`{row['name']}`" in documented for row in rows)
 
 
-@pytest.mark.root
-def test_an_ordinary_user_is_told_what_he_lacks(memory: Path) -> None:
-    pytest.importorskip("pyfuse3")
-    os.chown(memory, NOBODY, NOBODY)
+def told(place: Path) -> dict[str, Any]:
+    """Return what doctor says to an ordinary user about a place."""
     # Imported before: the interpreter's directories may be root's alone.
     code = f"""
-import click.formatting, trio, pyfuse3
+import click.formatting, platform, trio, pyfuse3
 import dedupfs.cli.doctor, dedupfs.cli.output, dedupfs.transfer.report, dedupfs.fuse.mountpoints
 import dedupfs.maintenance.ground, dedupfs.maintenance.machine
 from dedupfs.cli import main
 from tests.fuse.harness import become
 become({NOBODY})
-raise SystemExit(main(["doctor", "--json", {os.fspath(memory)!r}]))
+raise SystemExit(main(["doctor", "--json", {os.fspath(place)!r}]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -210,9 +263,21 @@ raise SystemExit(main(["doctor", "--json", {os.fspath(memory)!r}]))
     assert not done.stderr
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert done.returncode == int(any(row["grade"] == "fault" for row in rows.values()))
+    return rows
+
+
+@pytest.mark.root
+def test_an_ordinary_user_is_told_what_he_lacks(memory: Path) -> None:
+    pytest.importorskip("pyfuse3")
+    os.chown(memory, NOBODY, NOBODY)
+    rows = told(memory)
     if shutil.which("fusermount3") is None:
         assert rows["fusermount3"]["grade"] == "fault"
     else:
         assert "not needed" not in rows["fusermount3"]["said"]
     assert rows["index"]["grade"] == "ok"
     assert os.listdir(memory) == []
+    os.chown(memory, 0, 0)
+    memory.chmod(0o700)
+    rows = told(memory / "not" / "for him")
+    assert rows["writing"]["grade"] == "fault"
