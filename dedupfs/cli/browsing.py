@@ -253,8 +253,8 @@ def _matches(
 
 @click.command()
 @STORE
-@snapshot_argument("before", "A")
-@snapshot_argument("after", "B")
+@snapshot_argument("before", "A[:PATH]")
+@snapshot_argument("after", "B[:PATH]")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there are differences.")
 @JSON
 @click.pass_context

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -48,7 +49,9 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _plain(value: object) -> str | int | float:
-    return value if isinstance(value, int | float) else str(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)  # JSON knows no NaN
 
 
 class JsonFormatter(logging.Formatter):

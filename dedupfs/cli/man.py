@@ -113,7 +113,7 @@ def _root_page(
 def _page(context: click.Context, command: click.Command) -> str:
     parts = [
         _head(f"dedupfs-{command.name}", _summary(command)),
-        [".SH SYNOPSIS", _usage(context, command)],
+        [".SH SYNOPSIS", *_usage_without_name(context, command), _usage(context, command)],
         _description(command),
         _options(context, command),
     ]
@@ -125,7 +125,31 @@ def _page(context: click.Context, command: click.Command) -> str:
                 parts.append([f'.SH "{_inline(name.upper())}"', _usage(below, inner)])
                 parts.append(_description(inner, heading=False))
                 parts.append(_options(below, inner, heading=False))
-    return _joined(*parts, _exit_status(), [".SH SEE ALSO", "\\fBdedupfs\\fR(1)"])
+    return _joined(*parts, _exit_status(), _see_also(command))
+
+
+def _usage_without_name(context: click.Context, command: click.Command) -> list[str]:
+    """Return how a group is used without one of its commands: as its hidden one, if any."""
+    if not isinstance(command, click.Group):
+        return []
+    hidden = [inner for inner in command.commands.values() if inner.hidden]
+    below = [
+        click.Context(inner, info_name=command.name, parent=context.parent) for inner in hidden
+    ]
+    return [
+        line
+        for inner, made in zip(hidden, below, strict=True)
+        for line in (_usage(made, inner), ".PP")
+    ]
+
+
+def _see_also(command: click.Command) -> list[str]:
+    """Name the commands that --help lists beside this one."""
+    from dedupfs.cli.app import SECTIONS
+
+    near = [name for section in SECTIONS.values() if command.name in section for name in section]
+    names = ["dedupfs", *(f"dedupfs-{name}" for name in near if name != command.name)]
+    return [".SH SEE ALSO", ", ".join(_reference(name) for name in names)]
 
 
 _HELPER_OPTIONS = (

@@ -46,10 +46,16 @@ WAITING_S = 3.0
 )
 @click.option("--ephemeral", is_flag=True, help="Write into a view that goes with the mount.")
 @click.option("--read-only", is_flag=True, help="Write nothing.")
-@click.option("--limit", metavar="SIZE", help="Let the view hold so much of its own, for good.")
+@click.option(
+    "--limit", metavar="SIZE", help="Let the view hold so much of its own; stays when unmounted."
+)
 @click.option("--no-writeback", is_flag=True, help="Hand each write over before it returns.")
 @click.option("--no-auto-gc", is_flag=True, help="Leave others' garbage alone on a full disk, too.")
-@click.option("--metrics", metavar="[ADDRESS:]PORT", help="Answer Prometheus there.")
+@click.option(
+    "--metrics",
+    metavar="[ADDRESS:]PORT",
+    help="Answer Prometheus there, at /metrics; ADDRESS: 127.0.0.1 if not given.",
+)
 @click.option(
     "--log-format",
     type=click.Choice(logs.FORMATS),
@@ -73,6 +79,11 @@ def mount(
     allow_other: bool,
 ) -> None:
     """Mount a view of STORE on MOUNTPOINT; a missing or empty STORE is created.
+
+    The root shows every snapshot as a directory, or with --snapshot what is in that one. All of it
+    can be written to: that goes into the view alone, which is kept when it is unmounted and comes
+    back with the next mount; commit makes a snapshot of it. Snapshots never change. The command
+    returns when the mount answers; umount ends it. When its daemon dies, another one takes over.
 
     \b
     Examples:

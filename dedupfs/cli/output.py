@@ -18,6 +18,12 @@ import click
 from dedupfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    ExceptionInfo = (
+        tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    )
+
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -128,7 +134,15 @@ def note(message: str) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """A log record is a line, whatever names it speaks of; only tracebacks are more."""
+    """A log record is a line, whatever names it speaks of; only tracebacks are more.
+
+    Their lines are indented: none of them, with whatever name in it, can pass for a record.
+    """
+
+    def formatException(self, ei: "ExceptionInfo") -> str:
+        """Return the traceback."""
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Escape what a terminal, or a reader of lines, could take for more than text."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.cli import logs
+from dedupfs.cli import logs, output
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY
 
 HOSTILE = "a b\nPRIORITY=0\n=\udcff\x1b"
@@ -67,6 +67,28 @@ def test_a_line_of_json_holds_anything() -> None:
     assert document["path"] == HOSTILE
     assert document["message"] == f"gone path={HOSTILE} message=no n=3"
     assert (document["n"], document["level"], document["logger"]) == (3, "INFO", "dedupfs.x")
+
+
+def failed(text: str, *args: object) -> logging.LogRecord:
+    """Return a record with a traceback that speaks of a hostile name."""
+    try:
+        raise ValueError(f"{HOSTILE}\nERROR dedupfs.x: forged\r\x1b[2J")
+    except ValueError:
+        exception = sys.exc_info()
+    return logging.LogRecord("dedupfs.x", logging.ERROR, "/x.py", 7, text, args, exception, "f")
+
+
+def test_a_traceback_stays_in_its_record() -> None:
+    formatted = output.LineFormatter("%(levelname)s %(name)s: %(message)s").format(failed("lost"))
+    first, *more = formatted.split("\n")
+    assert first == "ERROR dedupfs.x: lost"
+    assert more
+    assert all(line.startswith("  ") and line.isprintable() for line in more), more
+    line = logs.JsonFormatter().format(failed("lost ratio=%f", float("nan")))
+    assert "\n" not in line
+    document = json.loads(line, parse_constant=pytest.fail)
+    assert "forged" in document["traceback"]
+    assert document["ratio"] == "nan"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,38 @@ def test_each_command_has_a_page_with_all_its_options(directory: Path) -> None:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert all(option in page for option in parameter.opts), parameter
         assert f"dedupfs-{name}(1)" in overview
+        related = page.partition(".SH SEE ALSO\n")[2]
+        assert related.startswith("dedupfs(1), ")
+        assert set(re.findall(r"dedupfs-([\w-]+)\(1\)", related)) <= set(COMMANDS)
+    checkout = plain((directory / "man1" / "dedupfs-checkout.1").read_text())
+    assert "dedupfs checkout [OPTIONS] STORE SNAPSHOT[:PATH] DIR\n" in checkout
+
+
+def examples() -> list[str]:
+    """Return the command lines of all examples of --help, each without what a shell does."""
+    context = click.Context(app, info_name="dedupfs")
+    commands = [command for name in COMMANDS if (command := app.get_command(context, name))]
+    commands += [inner for one in commands for inner in getattr(one, "commands", {}).values()]
+    texts = [(each.help or "").replace("\\\n", " ") for each in [app, *commands]]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return [re.split(r"[|>]", line)[0] for line in lines if line.startswith("dedupfs ")]
+
+
+@pytest.mark.parametrize("line", examples())
+def test_an_example_is_what_the_command_understands(line: str) -> None:
+    context: click.Context | None = None
+    command: click.Command = app
+    name: str | None = "dedupfs"
+    words = shlex.split(line)[1:]
+    while True:
+        context = command.make_context(name, words, parent=context)
+        if not isinstance(command, click.Group):
+            break
+        name, found, words = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        assert found is not None
+        command = found
 
 
 def test_the_exit_codes_are_those_of_the_table(directory: Path) -> None:

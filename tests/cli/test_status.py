@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from dedupfs.cli.watching import State, find_mounted
+from dedupfs.cli import status
+from dedupfs.cli.watching import Mounted, State, find_mounted
 from dedupfs.namespace import live
 from tests.cli.conftest import Run
 from tests.fuse.harness import REPOSITORY, Daemons
@@ -136,6 +137,13 @@ def test_a_mount_in_another_namespace_is_elsewhere(run: Run, tmp_path: Path) -> 
         inside.communicate(timeout=60)
     assert inside.returncode == 0
     run("check", store)
+
+
+def test_the_keys_of_json_are_documented() -> None:
+    keys = status._json(Mounted(Path("/s"), Path("/m"), 0, State.DEAD))
+    documented = (REPOSITORY / "docs" / "cli.md").read_text()
+    table = documented.partition("### status")[2].partition("\n### ")[0]
+    assert {key for key in keys if f"`{key}`" not in table} == set()
 
 
 def test_nothing_is_mounted_and_what_is_no_store_is_refused(run: Run, store_path: Path) -> None:

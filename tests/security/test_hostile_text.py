@@ -197,7 +197,7 @@ def test_a_log_record_is_one_line_and_a_traceback_stays() -> None:
     assert is_plain(out.getvalue())
     assert len([line for line in lines if line.startswith("WARNING")]) == len(HOSTILE)
     assert lines[-1].endswith("StoreError: x")
-    assert "Traceback (most recent call last):" in lines
+    assert "  Traceback (most recent call last):" in lines
 
 
 def test_what_a_daemon_says_is_escaped_too(capfd: pytest.CaptureFixture[str]) -> None:
