@@ -33,8 +33,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Host]:
-    """The machine, with our programs and units and a store in it; all tests change this one."""
+def machine(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Host]:
+    """A machine with our programs and units and a store in it; all tests change this one."""
     host = Host(tmp_path_factory.mktemp("host"), image.path)
     try:
         try:  # whether such a machine boots here is seen without anything of ours in it
@@ -51,6 +51,14 @@ def host(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Hos
         yield host
     finally:
         host.remove()
+
+
+@pytest.fixture
+def host(machine: Host) -> Host:
+    """The machine; up again if a test that failed has left it without power."""
+    if machine.nspawn is None:
+        machine.boot()
+    return machine
 
 
 @pytest.fixture

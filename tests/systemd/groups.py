@@ -20,18 +20,26 @@ SYSTEMD = "name=systemd"
 def own_directories() -> list[Path]:
     """Return where this process is in each hierarchy that a systemd uses."""
     places = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in _lines("/proc/self/cgroup"):
         _number, controllers, path = line.split(":", 2)
         places[controllers] = Path(path)
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in _lines("/proc/self/mountinfo"):
         mount, _dash, file_system = line.partition(" - ")
         root, mountpoint = (Path(word) for word in mount.split()[3:5])
         kind, _source, options = file_system.split(maxsplit=2)
         hierarchy = {"cgroup2": "", "cgroup": SYSTEMD}.get(kind)
         if hierarchy in places and (kind == "cgroup2" or SYSTEMD in options.split(",")):
-            found.append(mountpoint / places[hierarchy].relative_to(root))
+            place = places[hierarchy]
+            if not place.is_relative_to(root):
+                raise FileNotFoundError(f"{place} is not in {mountpoint}, which has {root}")
+            found.append(mountpoint / place.relative_to(root))
     return found
+
+
+def _lines(name: str) -> list[str]:
+    """Read a table whose paths may be any bytes, and may hold all but newlines as they are."""
+    return Path(name).read_bytes().decode(errors="surrogateescape").rstrip("\n").split("\n")
 
 
 class Groups:

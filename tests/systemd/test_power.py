@@ -6,6 +6,10 @@ what was not synced.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+import pytest
+
 from tests.powercut.machine import Image
 from tests.systemd.conftest import CHECK, MARKS
 from tests.systemd.host import Host
@@ -13,21 +17,69 @@ from tests.systemd.host import Host
 pytestmark = MARKS
 
 
-def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synced(
-    host: Host, image: Image
+# Writes on while it is told to end, and last of all when the mount's service has ended (or not).
+WRITER = """
+last() {
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        if ! systemctl --quiet is-active dedupfs@ckpts; then
+            while grep -q /data/mnt /proc/mounts && test $((waits += 1)) -le 1000; do :; done
+            break
+        fi
+    done
+    echo last >&3
+    exit
+}
+echo closed > /data/mnt/closed
+exec 3> /data/mnt/open
+trap last TERM
+echo written >&3
+while :; do sleep 0.1; done
+"""
+DISK = "STORE=/srv/disk/store\nMOUNTPOINT=/data/other\n"
+
+
+@pytest.fixture
+def started_at_boot(host: Host) -> Iterator[Callable[[str], None]]:
+    """Have the target of the machine want a service, as ``enable`` does; in the end, none."""
+
+    def want(service: str) -> None:
+        host.run(f"systemctl add-wants dedupfs-test.target {service}")
+
+    yield want
+    if host.nspawn is not None:
+        host.run("systemctl stop 'dedupfs@*'; echo > /etc/fstab")
+        host.run("rm /etc/systemd/system/dedupfs-test.target.wants/*; systemctl daemon-reload")
+        host.run(CHECK)
+
+
+def test_a_shutdown_ends_what_writes_then_the_mount_then_the_disk_below_it(
+    host: Host, started_at_boot: Callable[[str], None]
 ) -> None:
-    host.run("systemctl add-wants dedupfs-test.target dedupfs@ckpts")  # what `enable` does
-    host.run("systemctl start dedupfs@ckpts")
-    host.run(
-        "systemd-run --quiet --property=After=dedupfs@ckpts.service sh -c "
-        "'echo closed > /data/mnt/closed; exec 3> /data/mnt/open; echo written >&3; sleep 999'"
-    )
+    host.run("mkdir -p /data/disk /srv/disk && echo '/data/disk /srv/disk none bind' > /etc/fstab")
+    host.put("/etc/dedupfs/disk.env", DISK)
+    host.run("systemctl daemon-reload && systemctl start srv-disk.mount")
+    host.run("dedupfs init /srv/disk/store && systemctl start dedupfs@disk dedupfs@ckpts")
+    host.run("echo kept > /data/other/file")
+    started_at_boot("dedupfs@ckpts dedupfs@disk")
+    host.put("/run/writer", WRITER)
+    host.run("systemd-run --quiet --property=After=dedupfs@ckpts.service sh /run/writer")
     host.until("grep written /data/mnt/open")
     host.shut_down()
     host.boot()
-    host.until("systemctl is-active dedupfs@ckpts")
-    host.run("grep closed /data/mnt/closed")
-    host.run("grep written /data/mnt/open")
+    host.until("systemctl is-active dedupfs@ckpts dedupfs@disk")
+    host.run("grep closed /data/mnt/closed && test \"$(cat /data/mnt/open)\" = 'written\nlast'")
+    host.run("grep kept /data/other/file && systemctl stop dedupfs@disk")
+    said = host.run("journalctl --boot=-1 --output=cat _PID=1")
+    assert "Unmounted srv-disk.mount" in said
+    assert "Failed unmounting" not in said
+    host.run("dedupfs check /srv/disk/store")
+
+
+def test_a_lost_power_supply_loses_nothing_that_was_synced(
+    host: Host, image: Image, started_at_boot: Callable[[str], None]
+) -> None:
+    started_at_boot("dedupfs@ckpts")
+    host.run("systemctl start dedupfs@ckpts")
     with host.start(
         "for i in $(seq 100000); do head -c 100000 /dev/urandom > /data/mnt/$i || exit 0; "
         "sync /data/mnt/$i /data/mnt || exit 0; echo $i; done"
@@ -42,5 +94,3 @@ def test_a_shutdown_loses_nothing_and_a_lost_power_supply_nothing_that_was_synce
     host.until("systemctl is-active dedupfs@ckpts")
     sizes = host.run("cd /data/mnt && stat --format='%n %s' [0-9]*").splitlines()
     assert set(synced) <= {line.split()[0] for line in sizes if line.endswith(" 100000")}
-    host.run("systemctl stop dedupfs@ckpts")
-    host.run(CHECK)

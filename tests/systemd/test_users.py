@@ -38,7 +38,8 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(host: Host) -> User:
+def user(machine: Host) -> User:
+    host = machine
     host.run(f"useradd --create-home --home-dir {HOME} {NAME}")
     uid = host.run(f"id -u {NAME}")
     try:
