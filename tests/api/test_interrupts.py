@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,15 @@ from tests.api.conftest import BIG
 from tests.api.test_processes import in_child
 
 pytestmark = pytest.mark.unmeasured  # it traces by itself
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Have Python's own handler, which a program that a shell starts with "&" has not."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
 
 STRIDE = 23
 LIMIT_S = 60
