@@ -16,6 +16,7 @@ from itertools import islice
 
 from dedupfs.errors import CorruptError, StoreFullError
 from dedupfs.format.keys import (
+    META_EMPTY,
     META_MOVED,
     REFERENCES_OFFSET,
     PackRow,
@@ -292,3 +293,5 @@ def _change_live(txn: Transaction, pack: int, change_bytes: int) -> None:
         raise CorruptError(f"pack {pack}: its live bytes are counted wrongly; run dedupfs check")
     changed = replace(row, live_bytes=row.live_bytes + change_bytes)
     txn.put(Table.PACKS, key, encode_pack_row(changed))
+    if not changed.live_bytes:
+        txn.put(Table.META, META_EMPTY + key, b"")

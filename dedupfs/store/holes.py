@@ -165,9 +165,11 @@ def _punch_pack(store: Store, pack: int, limit: int, gained: Gained) -> list[_Ra
         if row is not None and is_needed_whole(store, txn, pack, row):
             return []  # for the day when nobody needs it whole any more
         ranges = list(islice(_unpunched(txn, pack), limit))
-    if row is not None and (row.live_bytes or not row.sealed):
-        return _punch_file(store, pack, row, ranges, gained)
-    return ranges  # it goes as a whole
+    if row is None:
+        return ranges  # it went as a whole
+    if not row.live_bytes and row.sealed:
+        return []  # it will: until then a scan finds what was there, and gc must know that
+    return _punch_file(store, pack, row, ranges, gained)
 
 
 def is_needed_whole(store: Store, txn: ReadTxn, pack: int, row: PackRow) -> bool:

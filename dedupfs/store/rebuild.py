@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from dedupfs.errors import StoreError
 from dedupfs.format.keys import (
     META_COUNTER,
+    META_EMPTY,
     META_OPEN,
     PackRow,
     decode_count,
@@ -245,6 +246,8 @@ def _count(state: _State) -> None:
         for pack, old in list(inventory.indexed_packs(txn)):
             new = PackRow(old.kind, old.sealed, old.committed_bytes, live[pack], old.chunk_table)
             txn.put(Table.PACKS, encode_pack_key(pack), encode_pack_row(new))
+            if not live[pack]:
+                txn.put(Table.META, META_EMPTY + encode_pack_key(pack), b"")
     state.found.missing = wanted
 
 

@@ -28,7 +28,7 @@ from dedupfs.store import Store, inventory
 from dedupfs.store import compact as compact_module
 from dedupfs.store.compact import sparse_packs
 from dedupfs.store.space import free_dead
-from tests.fakes import FaultyDisk
+from tests.fakes import Crashed, FaultyDisk
 from tests.maintenance.samples import (
     SMALL,
     Content,
@@ -402,3 +402,57 @@ def test_compaction_survives_a_crash_at_every_call(memory_path: Path, power_cut:
             break
         crash_at += 1
     assert crash_at > 30
+
+
+def is_emptied(path: Path, pack: int) -> bool:
+    """Whether nothing is live in a pack of a closed store, and it is still there."""
+    with Store.open(path) as store, store.reading() as txn:
+        return any(
+            number == pack and not row.live_bytes for number, row in inventory.indexed_packs(txn)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("power_cut", [False, True], ids=["killed", "power cut"])
+def test_what_a_crash_left_of_a_moved_snapshot_never_brings_it_back(
+    memory_path: Path, power_cut: bool
+) -> None:
+    """Its old record lies in a pack that is empty: what says that it is removed must outlive that.
+
+    Cut short where the records have moved and their pack is still there; then the snapshot is
+    removed, and the next run is cut short at every call.
+    """
+    path = memory_path / "store"
+    for number in range(FILES):
+        (memory_path / "all").mkdir(exist_ok=True)
+        (memory_path / "all" / f"{number}").write_bytes(noise(number, 12_000))
+    (memory_path / "little").mkdir()
+    (memory_path / "little" / "file").write_bytes(noise("little", 3000))
+    with Store.create(path, **SMALL) as store:
+        import_directory(store, memory_path / "little", "removed")
+        (record,) = rows(store, RecordKind.SNAPSHOT)
+        import_directory(store, memory_path / "all", "all")
+        SnapshotCatalog(store).remove(["all"])
+
+    def killed(*_args: object) -> None:
+        raise Crashed
+
+    with pytest.MonkeyPatch.context() as patch:  # no call to the disk lies in between
+        patch.setattr(compact_module, "removing", killed)
+        crash(lambda disk: collect(Store.open(path, disk=disk), options=ALL), 0, power_cut=False)
+    assert is_emptied(path, record.location.pack)
+    with Store.open(path) as store:
+        SnapshotCatalog(store).remove(["removed"])
+    template = path.rename(memory_path / "template")
+    crash_at, crashed = 0, True
+    while crashed:
+        shutil.copytree(template, path)
+        crash_at += 1
+        crashed = crash(
+            lambda disk: collect(Store.open(path, disk=disk)), crash_at, power_cut=False
+        )
+        lose_index(path)
+        assert reindex(path).snapshots == [], crash_at
+        shutil.rmtree(path)
+    assert crash_at > 5
