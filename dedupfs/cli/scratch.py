@@ -84,19 +84,29 @@ def make(base: Path | None) -> Scratch:
     base = Path(os.path.realpath(tempfile.gettempdir() if base is None else base))
     try:
         remove_dead(base)
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        try:
-            lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (path / overlay.LOWER).mkdir(mode=0o700)
-        except BaseException:
-            remove(path)
-            raise
+        while (made := _make_one(base)) is None:
+            pass  # another run took it for dead before it was locked
     except OSError as exc:
         raise MountError(
             f"cannot make a directory for what is written in {base}: {exc.strerror}; give one "
             "with --upper-dir"
         ) from exc
+    return made
+
+
+def _make_one(base: Path) -> Scratch | None:
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.fstat(lock).st_nlink:
+            os.close(lock)
+            return None
+        (path / overlay.LOWER).mkdir(mode=0o700)
+    except BaseException:
+        os.close(lock)
+        remove(path)
+        raise
     return Scratch(path, lock)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from dedupfs.model import Extent, RecordId, RecordKind
+from dedupfs.model import FILE_BYTES_MAX, Extent, RecordId, RecordKind
 from dedupfs.namespace.contents import total_bytes
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
@@ -45,18 +45,27 @@ class Stored:
 class FileStorer:
     """Stores files one after the other."""
 
-    def __init__(self, store: Store, on_block: OnBlock, *, adopt: bool = False) -> None:
-        """``adopt``: make large files packs as they are, where that can be done."""
+    def __init__(
+        self, store: Store, on_block: OnBlock, *, adopt: bool = False, threads: bool = True
+    ) -> None:
+        """``adopt``: make large files packs as they are, where that can be done.
+
+        ``threads``: whether this process may have others, to read ahead.
+        """
         self.cloned = self.linked = 0
         """Files that became packs: by a clone, and as they are, read-only from then on."""
         self._adopts = adopt
+        self._threads = threads
+        self._inline_bytes_max = INLINE_BYTES_MAX if threads else FILE_BYTES_MAX
         self._store = store
         self._on_block = on_block
         self._begun: dict[int, ReadAhead] = {}
 
     def begin(self, fd: int, status: os.stat_result) -> None:
         """Have the next file read already, if it is large, while the last is put away."""
-        if status.st_size >= INLINE_BYTES_MAX and not (self._adopts and self._is_large(status)):
+        if status.st_size >= self._inline_bytes_max and not (
+            self._adopts and self._is_large(status)
+        ):
             self._begun[fd] = ReadAhead(self._blocks(fd, status))
 
     def close(self) -> None:
@@ -133,7 +142,8 @@ class FileStorer:
         if begun is not None:
             return begun
         blocks = self._blocks(fd, status)
-        return nullcontext(blocks) if status.st_size < INLINE_BYTES_MAX else ReadAhead(blocks)
+        is_inline = status.st_size < self._inline_bytes_max
+        return nullcontext(blocks) if is_inline else ReadAhead(blocks)
 
     def _blocks(self, fd: int, status: os.stat_result) -> Iterator[Block]:
         foresight = Foresight(self._store) if self._is_large(status) else None
@@ -152,7 +162,7 @@ class FileStorer:
                 extents.append(Extent(put(RecordKind.CHUNK, payload, digest=digest), length))
 
     def _put_large(self, source: Iterable[Block]) -> Sequence[Extent]:
-        with LargeFile(self._store) as large:
+        with LargeFile(self._store, threads=self._threads) as large:
             for block in source:
                 large.add(block)
                 self._on_block(block.length, large.extents if large.is_poured else ())

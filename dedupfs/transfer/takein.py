@@ -177,7 +177,8 @@ class _TakeIn:
         self._upper = upper
         self._reader = TreeReader(store)
         self._links = _Links(self._reader, base)
-        self._storer = FileStorer(store, self._block_stored)
+        # A process that has entered a process namespace can have no thread: unshare(2).
+        self._storer = FileStorer(store, self._block_stored, threads=False)
         self._limit = StoreLimit(store)
         self._limit.reload()
         self._stack: list[_Merging] = []

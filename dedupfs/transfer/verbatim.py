@@ -34,7 +34,9 @@ _SAMPLES_MAX = 16
 class LargeFile:
     """Takes the blocks of one file in order; a context manager that leaves no file behind."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, threads: bool = True) -> None:
+        """``threads``: whether this process may have another, which syncs meanwhile."""
+        self._threads = threads
         self._store = store
         self.extents: list[Extent] = []
         self._new: dict[RecordId, tuple[int, int]] = {}
@@ -156,7 +158,8 @@ class LargeFile:
             return  # the kernel writes it to disk at once
         if self._syncer is None:
             self._syncer = _Syncer(self._fd, self._path)
-        self._syncer.written(file_offset)
+        if self._threads:
+            self._syncer.written(file_offset)
 
     def _write_some(self, batch: list[memoryview], file_offset: int) -> int:
         """Write without leaving the bytes in the page cache, where the file system can do that."""

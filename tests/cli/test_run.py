@@ -6,9 +6,7 @@ mount tables of all processes, in /proc, in the store's directories, and by `che
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -365,58 +363,3 @@ def test_without_the_device_it_says_what_is_missing(snapshot: Path, run: Run) ->
     )
     assert done.returncode == 8, done
     assert done.stderr.startswith("dedupfs: there is no /dev/fuse: "), done
-
-
-JOB = """
-i=$1
-test "$(cat shared.txt)" = first
-for step in 1 2 3; do printf %s "$i" | dd of=data.bin bs=1 seek=$((step * 9000)) conv=notrunc; done
-echo "job $i" >> shared.txt
-make -s N=$i
-test "$(cat shared.txt out)" = "$(printf 'first\njob %s\nbuilt %s' $i $i)"
-sha256sum data.bin | cut -d' ' -f1
-read go_on
-"""
-COUNT = 20
-EXTRA_BYTES_MAX = 64 << 10
-"""What a job may cost that writes some bytes into chunks of some 4 KiB."""
-
-
-@pytest.mark.program("make")
-def test_twenty_at_once_are_isolated_and_cost_what_they_write(
-    store_path: Path, tmp_path: Path, run: Run
-) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "shared.txt").write_text("first\n")
-    (tree / "Makefile").write_text("out: shared.txt\n\techo built $(N) > out\n")
-    content = random.Random(7).randbytes(1 << 20)
-    (tree / "data.bin").write_bytes(content)
-    run("import", store_path, tree, "snap")
-    run("gc", store_path)
-    before = stored(run, store_path)
-    jobs = [start(store_path, "snap", "--", "sh", "-ec", JOB, "sh", n) for n in range(COUNT)]
-    sums = []
-    for job in jobs:
-        assert job.stdout is not None
-        sums.append(read_until(job.stdout, lambda said: said.endswith(b"\n")))
-    together = stored(run, store_path)
-    assert sum(together.values()) - sum(before.values()) < COUNT * EXTRA_BYTES_MAX
-    for number, job in enumerate(jobs):
-        out, err = job.communicate(b"\n", timeout=END_TIMEOUT_S)
-        assert (job.returncode, out) == (0, b""), err
-        expected = bytearray(content)
-        for step in (1, 2, 3):
-            text = str(number).encode()
-            expected[step * 9000 : step * 9000 + len(text)] = text
-        assert sums[number].decode().strip() == hashlib.sha256(expected).hexdigest()
-    assert_nothing_left(store_path)
-    assert stored(run, store_path) == before
-    assert run("cat", store_path, "snap:shared.txt").out == "first\n"
-
-
-def stored(run: Run, store_path: Path) -> dict[str, int]:
-    """Return the bytes that the content of snapshots and views takes, and what can be freed."""
-    told = run("stats", store_path, "--json").json
-    names = ("stored_bytes", "metadata_bytes", "header_bytes", "view_file_bytes", "garbage_bytes")
-    return {name: told[name] for name in names}
