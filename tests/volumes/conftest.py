@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ class Plugin:
         code = self._process.wait(TIMEOUT_S)
         self._process = None
         assert code == (0 if number == signal.SIGTERM else -number)
+
+    def children(self) -> list[int]:
+        """Return the live children of the plugin's process."""
+        assert self._process is not None
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended meanwhile
+                state, parent = path.read_text().rpartition(")")[2].split()[:2]
+                if int(parent) == self._process.pid and state != "Z":
+                    found.append(int(path.parent.name))
+        return found
 
     def end(self) -> None:
         if self._process is not None:

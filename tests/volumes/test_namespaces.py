@@ -5,6 +5,8 @@ Method: a real mount; the namespaces are unshare(1)'s, as a container's are.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.cli import main
+from dedupfs.namespace import live
 from tests.conftest import detach, fuse_mounts_below
 from tests.volumes.conftest import TIMEOUT_S
 
@@ -71,6 +74,17 @@ def test_who_began_before_a_mount_sees_it_come_and_go(shared: Path, tmp_path: Pa
         assert inside(f"cat {place}/file") == "from the snapshot"
         assert inside(f"echo inside >{place}/new; cat {place}/new") == "inside"
         assert (place / "new").read_text() == "inside\n"
+        (running,) = live.daemons(store)
+        os.kill(running.running.pid, signal.SIGKILL)  # another one takes over
+        assert inside(f"cat {place}/new") == "inside"
+        ends = [running.running.supervisor, *(each.running.pid for each in live.daemons(store))]
+        for pid in ends:  # and when none does, whoever mounts again is seen
+            end = live.ProcessEnd(pid)
+            os.kill(pid, signal.SIGKILL)
+            assert end.wait(TIMEOUT_S)
+            end.close()
+        dedupfs("mount", store, place, "--snapshot", "base", "--view", "job")
+        assert inside(f"cat {place}/new") == "inside"
         dedupfs("umount", place)  # also out of the container, or the daemon would not end
         assert inside(f"ls {place}") == ""
         container.stdin.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,28 @@ def test_mounts_and_their_users_outlive_the_plugin(plugin: Plugin, how: signal.S
     assert mount_at(place) is None
     assert plugin.ask("Get", Name="gone")["Volume"]["Status"]["users"] == 0
     plugin.ask("Remove", Name="gone")
+
+
+def test_killed_workers_are_replaced_and_none_outlives_its_plugin(plugin: Plugin) -> None:
+    plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+    place = mounted(plugin, "job")
+    (workers,) = plugin.children()
+    end = os.pidfd_open(workers)
+    os.kill(workers, signal.SIGKILL)
+    assert select.select([end], [], [], 60)[0]
+    os.close(end)
+    plugin.ask("Unmount", Name="job", ID="one")
+    assert mount_at(place) is None
+    assert mounted(plugin, "job") == place
+    (workers,) = plugin.children()
+    end = os.pidfd_open(workers)
+    plugin.stop(signal.SIGKILL)
+    assert select.select([end], [], [], 60)[0]
+    os.close(end)
+    plugin.start()
+    assert (place / "file").read_bytes() == b"from the snapshot\n"
+    plugin.ask("Unmount", Name="job", ID="one")
+    assert mount_at(place) is None
 
 
 def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
