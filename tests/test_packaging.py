@@ -91,9 +91,10 @@ def test_the_wheel_has_what_belongs_there_and_nothing_else(built: Path) -> None:
         PAGES | SCRIPTS | UNITS
     )
     package = {name for name in found if name.startswith("dedupfs/")}
-    tracked = ran("git", "ls-files", "dedupfs").stdout.split() if _is_clone() else sorted(package)
     assert package >= {"dedupfs/py.typed", *(f"dedupfs/report/page.{end}" for end in PAGE_PARTS)}
-    assert package >= {name for name in tracked if (REPOSITORY / name).exists()}
+    assert package >= {
+        str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "dedupfs").rglob("*.py")
+    }
     assert all(name.endswith(".py") for name in package - OTHER_FILES)
     rest = found - package - {name for name in found if name.startswith(DATA)}
     assert all(name.startswith("dedupfs-0.1.0.dist-info/") for name in rest)
@@ -101,10 +102,6 @@ def test_the_wheel_has_what_belongs_there_and_nothing_else(built: Path) -> None:
 
 PAGE_PARTS = ("css", "html", "js")
 OTHER_FILES = {"dedupfs/py.typed", *(f"dedupfs/report/page.{end}" for end in PAGE_PARTS)}
-
-
-def _is_clone() -> bool:
-    return (REPOSITORY / ".git").exists()
 
 
 def test_the_metadata_is_valid(built: Path) -> None:
