@@ -26,7 +26,7 @@ from dedupfs.store.store import Store
 from tests.device import device_for_everybody
 from tests.fuse.harness import END_TIMEOUT_S, REPOSITORY, detach, is_mounted, run_code
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.unmeasured]
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 NOBODY = 65534
