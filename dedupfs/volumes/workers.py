@@ -8,6 +8,7 @@ Source: fork(2), unix(7) (SCM_RIGHTS), flock(2).
 
 import fcntl
 import gc
+import logging
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,11 +27,17 @@ import msgspec
 from dedupfs.errors import DedupfsError, MountError
 from dedupfs.namespace.live import Failed
 
+log = logging.getLogger(__name__)
+
 COMMAND = "volume-workers"
 LOCK_NAME = "workers"
 ORDER_BYTES_MAX = 1 << 16
 ORDER_S_MAX = 110.0
 """Docker gives up after two minutes."""
+LEFT_S_MAX = 30.0
+"""So long may a worker of an earlier plugin go on ..."""
+LEFT_STEP_S = 0.05
+"""... and so often it is asked."""
 _DONE = b"done"
 _OF_OUR_MANAGER = ("LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 
@@ -81,7 +89,9 @@ class Workers:
     def close(self) -> None:
         """Let the process end; its workers bring their orders to an end."""
         with self._lock:
-            self._drop()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def _give(self, order: bytes, writer: int) -> None:
         with self._lock:
@@ -142,7 +152,7 @@ def serve(orders: socket.socket, lock_path: Path, carry_out: Callable[[bytes], N
     Begins when no worker of an earlier plugin is left, so that no two mount at one place.
     """
     lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # each worker has it, too, for it is forked
+    _outlast(lock)  # each worker has it, too, for it is forked
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they end
     gc.freeze()  # or the collector would write to, and so copy, every page that is shared
     while True:
@@ -156,6 +166,20 @@ def serve(orders: socket.socket, lock_path: Path, carry_out: Callable[[bytes], N
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def _outlast(lock: int) -> None:
+    until_s = time.monotonic() + LEFT_S_MAX
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                log.warning("a worker of an earlier plugin hangs: going on")
+                return
+            time.sleep(LEFT_STEP_S)
+        else:
+            return
 
 
 def _fork(
