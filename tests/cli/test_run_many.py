@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,11 @@ EXTRA_BYTES_MAX = 64 << 10
 
 @pytest.mark.program("cc", "make")
 def test_twenty_at_once_are_isolated_and_cost_what_they_write(
-    store_path: Path, tmp_path: Path, upper_dir: Path, run: Run
+    store_path: Path,
+    tmp_path: Path,
+    upper_dir: Path,
+    run: Run,
+    record_property: Callable[[str, object], None],
 ) -> None:
     content = make_project(tmp_path / "project")
     run("import", store_path, tmp_path / "project", "snap")
@@ -97,9 +102,9 @@ def test_twenty_at_once_are_isolated_and_cost_what_they_write(
     in_store, in_upper = sum(written[::2]), sum(written[1::2])
     kept = stored(run, store_path) - before
     committed = sum(written[number] for number in range(COUNT) if number % 4 < 2)
-    print(f"wrote {in_store} with the store grown by {grown}")  # noqa: T201
-    print(f"wrote {in_upper} in {upper_bytes} of upper directories")  # noqa: T201
-    print(f"committed {committed} with the store grown by {kept}")  # noqa: T201
+    record_property("fuse: bytes that jobs wrote, that the store grew by", (in_store, grown))
+    record_property("overlay: bytes that jobs wrote, in upper directories", (in_upper, upper_bytes))
+    record_property("bytes in what was committed, that the store grew by", (committed, kept))
     assert grown <= in_store + COUNT // 2 * EXTRA_BYTES_MAX
     assert upper_bytes <= in_upper + COUNT // 2 * (len(content) + EXTRA_BYTES_MAX)
     assert kept <= committed + COUNT // 2 * EXTRA_BYTES_MAX
