@@ -160,6 +160,8 @@ def test_it_stops_and_goes_on_in_the_shells_job_control(terminal: Terminal, snap
     assert eventually(lambda: "T" not in (state_of(job), state_of(command)))
     terminal.type("typed\n")
     terminal.wait_for("got:typed:")
+    terminal.type("echo o''ver\n")  # which the shell reads when the run has ended
+    terminal.wait_for("over")
 
 
 def test_a_terminal_that_goes_away_takes_the_run_along(terminal: Terminal, snapshot: Path) -> None:
