@@ -14,6 +14,7 @@ import pytest
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 NAMES = ("dedupfs-volumes.service", "dedupfs-volumes.socket")
 PRIVATE_MOUNTS = ("Private", "Protect", "ReadOnlyPaths", "ReadWritePaths", "MountFlags", "Root")
+HARMLESS = ("ProtectClock", "ProtectHostname")  # capabilities, and another namespace
 
 
 @pytest.mark.program("systemd-analyze")
@@ -36,4 +37,6 @@ def test_systemd_finds_nothing_wrong_with_the_plugin(tmp_path: Path) -> None:
 def test_the_plugin_shares_its_mounts_and_leaves_them_when_it_ends() -> None:
     lines = (UNITS / NAMES[0]).read_text().splitlines()
     assert "KillMode=process" in lines
-    assert not [line for line in lines if line.startswith(PRIVATE_MOUNTS)]
+    assert not [
+        line for line in lines if line.startswith(PRIVATE_MOUNTS) and not line.startswith(HARMLESS)
+    ]
