@@ -21,6 +21,13 @@ UNITS = REPOSITORY / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("dedupfs*.service"))
 OTHERS = sorted(path.name for path in UNITS.glob("dedupfs*.[ts]*") if path.name not in SERVICES)
 USERS = "user/dedupfs@.service"
+THAT_MOUNT = ("dedupfs@.service", "dedupfs-volumes.service")
+OF_A_MOUNT_NAMESPACE = re.compile(
+    r"(Private(?!Network)\w+|Protect(System|Home|Proc|ControlGroups|Kernel\w+)|ProcSubset|DynamicUser"
+    r"|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind|BindReadOnly)Paths|TemporaryFileSystem"
+    r"|Root\w+|MountFlags|MountAPIVFS|MountImages|ExtensionImages|LoadCredential\w*|LogNamespace)="
+)
+"""Settings that give a service one of its own: systemd.exec(5)."""
 LISTING_THAT_KNOWS_UNITS_ALONE = 250
 """systemd that rates a unit file without a running manager: systemd-analyze(1), --offline."""
 
@@ -63,6 +70,18 @@ def test_systemd_finds_nothing_wrong(unit: str, tmp_path: Path) -> None:
     words = (manager, "verify", "--man=no", "--recursive-errors=no", tmp_path / instance)
     done = analyze(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", THAT_MOUNT)
+def test_a_service_that_mounts_has_the_mount_namespace_of_all(unit: str) -> None:
+    lines = (UNITS / unit).read_text().splitlines()
+    assert [line for line in lines if OF_A_MOUNT_NAMESPACE.match(line)] == []
+    other = (UNITS / "dedupfs-gc@.service").read_text().splitlines()
+    assert len([line for line in other if OF_A_MOUNT_NAMESPACE.match(line)]) >= 5
+
+
+def test_mounts_of_the_plugin_go_on_when_it_ends() -> None:
+    assert "KillMode=process" in (UNITS / "dedupfs-volumes.service").read_text().splitlines()
 
 
 @pytest.mark.program("systemd-analyze")
