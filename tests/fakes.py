@@ -121,7 +121,10 @@ class FaultyDisk:
                 kept[change.key] -= 1
             else:
                 lost.append(change)
-        for change in reversed(lost):
+        # Bytes first: a name that comes back does so with those that its file has by then.
+        lost.reverse()
+        lost.sort(key=lambda change: change.inode is None)
+        for change in lost:
             change.undo()
         self._undo.clear()
 

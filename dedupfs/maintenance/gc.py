@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from dedupfs.errors import CorruptError, StoreFullError
 from dedupfs.format.keys import (
+    META_MAKING,
     META_PUNCH,
     decode_count,
     decode_free,
@@ -379,10 +380,13 @@ def _nothing_to_outdate(store: Store) -> bool:
     """Whether no record of a removed snapshot can be found by a scan of the packs any more.
 
     A tombstone tells reindex that older records of its snapshot do not count. Those had no
-    references when it was written, so once every dead snapshot record is freed, and every free
-    range of a record pack is covered by a free header, none is left.
+    references when it was written, so once every dead snapshot record is freed, every free range of
+    a record pack is covered by a free header, and the file of every pack that goes is gone, none is
+    left.
     """
     with store.reading() as txn:
+        if b"" in (owner for _, owner in txn.scan(Table.META, prefix=META_MAKING)):
+            return False  # another process is at it, or died at it
         for key, _ in txn.scan(Table.DEAD):
             row = txn.get(Table.RECORDS, key)
             if row is not None and decode_location(row)[0].kind is RecordKind.SNAPSHOT:

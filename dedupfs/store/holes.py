@@ -326,7 +326,10 @@ def _forget_pack(txn: Transaction, pack: int) -> int:
 
 
 def remove_files(store: Store, pack: int) -> int:
-    """Remove a pack's file; its blocks come back even while another process has it open.
+    """Remove a pack's file, durably; its blocks come back even while another process has it open.
+
+    Whatever the index says after this may be lost with it in a power cut: a file that were back
+    then would show a scan what nothing outdates any more.
 
     Returns:
         How many bytes of disk that gives back: none while the file has other names.
@@ -342,4 +345,6 @@ def remove_files(store: Store, pack: int) -> int:
             store.disk.truncate(file, 0)
             file.close()
         store.disk.unlink(path)
+    if store.disk.link_count(path.parent):
+        store.disk.fsync_dir(path.parent)
     return disk_bytes

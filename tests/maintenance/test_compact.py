@@ -450,7 +450,7 @@ def test_what_a_crash_left_of_a_moved_snapshot_never_brings_it_back(
         shutil.copytree(template, path)
         crash_at += 1
         crashed = crash(
-            lambda disk: collect(Store.open(path, disk=disk)), crash_at, power_cut=False
+            lambda disk: collect(Store.open(path, disk=disk)), crash_at, power_cut=power_cut
         )
         lose_index(path)
         assert reindex(path).snapshots == [], crash_at

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.format.keys import META_EMPTY
+from dedupfs.format.keys import META_EMPTY, encode_pack_key
 from dedupfs.maintenance import gc as gc_module
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.garbage import free_garbage
@@ -28,6 +28,7 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
 from dedupfs.namespace.views import list_views, remove_view
 from dedupfs.store import Store, Table
+from dedupfs.store.holes import punching
 from tests.maintenance.samples import (
     import_directory,
     make_directory,
@@ -278,6 +279,40 @@ def test_a_tombstone_is_kept_until_what_it_outdates_is_erased(
     report = collect(filled)
     assert report.tombstones == 1
     assert tombstones(filled) == 0
+
+
+def test_a_tombstone_is_kept_while_a_pack_waits_for_its_removal(
+    filled: Store, tmp_path: Path
+) -> None:
+    """Another process, between the two halves of this gc, was killed before it removed the file."""
+    (record,) = rows(filled, RecordKind.SNAPSHOT)
+    path = pack_path(filled, record.location.pack)
+    (tmp_path / "more").mkdir()
+    for number in range(4):  # as much as fills a pack, so that what follows goes into another
+        (tmp_path / "more" / f"{number}").write_bytes(noise(number, 40_000))
+    import_directory(filled, tmp_path / "more", "more")
+    SnapshotCatalog(filled).remove(["first", "more"])
+    left: list[Path] = []
+
+    def stop_another(done_bytes: int, _total_bytes: int) -> None:
+        if left or not done_bytes:
+            return
+        steps = punching(filled, 1000)
+        for work in steps:
+            with filled.reading() as txn:
+                if txn.get(Table.PACKS, encode_pack_key(record.location.pack)) is None:
+                    left.append(path)
+                    steps.close()
+                    break
+            work()
+
+    assert collect(filled, progress=stop_another).tombstones == 0
+    assert left
+    assert path.exists()
+    assert tombstones(filled) == 2
+    assert collect(filled).tombstones == 2
+    assert not path.exists()
+    assert check(filled).ok
 
 
 def test_empty_packs_that_nobody_listed_go_with_what_describes_them(filled: Store) -> None:
