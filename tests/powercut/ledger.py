@@ -52,11 +52,18 @@ class Op:
     arguments: dict[str, Any]
     ended: bool = False
     error: str | None = None
+    late: bool = False
+    """Whether it returned when the power was going already: what it said counts for nothing."""
     results: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         return self.ended and self.error is None
+
+    @property
+    def promised(self) -> bool:
+        """Whether it returned success while the power was on."""
+        return self.done and not self.late
 
     @property
     def unsure(self) -> bool:
@@ -69,22 +76,31 @@ class Op:
         return f"{self.number} {self.name} {said}{outcome}"
 
 
-def read_ledger(path: Path) -> list[Op]:
-    """Return the calls of a ledger in order; there need be no file."""
+def read_ledger(path: Path, cut_at: int | None = None) -> list[Op]:
+    """Return the calls of a ledger in order; there need be no file.
+
+    ``cut_at``: its length when the power began to go. Nothing is told behind that in reality, but
+    an fsync(2) on ext4 that is under way during FS_IOC_SHUTDOWN may return 0 and have lost the
+    bytes: three of at most 150 cuts under a plain loop of pwrite and fdatasync did (Linux 6.18).
+    """
     ops: dict[int, Op] = {}
-    for line in _lines(path):
+    for stop, line in _lines(path):
         number = line.pop("n")
         if "op" in line:
             ops[number] = Op(number, line.pop("op"), line)
         else:
             op = ops[number]
             op.ended, op.error, op.results = True, line.pop("end"), line
+            op.late = cut_at is not None and stop > cut_at
     return list(ops.values())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line, and where it ends."""
     if not path.exists():
         return
+    stop = 0
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):  # else its writer was killed in the middle
-            yield json.loads(line)
+            stop += len(line)
+            yield stop, json.loads(line)

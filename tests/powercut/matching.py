@@ -110,9 +110,8 @@ class Matcher:
         Raises:
             LostError: there is none.
         """
-        durable = max(
-            (i + 1 for i, op in enumerate(self._ops) if op.done and op.name in SYNCING), default=0
-        )
+        synced = (op.promised and op.name in SYNCING for op in self._ops)
+        durable = max((i for i, is_synced in enumerate(synced, 1) if is_synced), default=0)
         state = self._before.copy()
         best: Tree | None = None
         best_count = 0

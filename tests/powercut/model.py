@@ -204,7 +204,7 @@ class Tree:
         self._own(node)
 
     def _do_fsync(self, op: Op) -> None:
-        if op.done:
+        if op.promised:
             self.handles[op.arguments["h"]].content.sync()
 
     def _do_close(self, op: Op) -> None:
@@ -256,7 +256,7 @@ class Tree:
 
     def _do_commit(self, op: Op) -> None:
         """A commit makes all of the view durable first."""
-        if op.done:
+        if op.promised:
             for file in self.files():
                 file.content.sync()
         name = op.arguments["name"]

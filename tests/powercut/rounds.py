@@ -64,6 +64,7 @@ class Rounds:
         self._unsure_imports: dict[str, str] = {}
         self._round = 0
         self._ledgers: dict[str, Path] = {}
+        self._cut_at: dict[str, int] = {}
 
     def make_store(self) -> None:
         self.machine.image.mount()
@@ -80,6 +81,7 @@ class Rounds:
     def start_programs(self, steps: int = STEPS_WITHOUT_END) -> None:
         """Start the writers and one that works beside them."""
         self._round += 1
+        self._cut_at.clear()
         store = str(self.machine.store)
         for index, name in enumerate([*WRITERS, "others"]):
             ledger = self._directory / f"{name}-{self._round}.ledger"
@@ -103,6 +105,9 @@ class Rounds:
         self.verify_views()
         self.start_programs()
         assert self.machine.wait_for(self._calls_before_the_cut()), self._logs()
+        self._cut_at = {
+            name: path.stat().st_size for name, path in self._ledgers.items() if path.exists()
+        }
         complaints = self.machine.cut()
         assert not complaints, complaints
         self._tally.cuts += 1
@@ -151,7 +156,7 @@ class Rounds:
         ledger = self._ledgers.get(name)
         if ledger is None:
             return []
-        ops = read_ledger(ledger)
+        ops = read_ledger(ledger, self._cut_at.get(name))
         failed = [op for op in ops if not op.done and not op.unsure and not overtaken(op)]
         assert not failed, f"{[str(op) for op in failed]}\n{self._logs()}"
         return ops
@@ -161,12 +166,12 @@ class Rounds:
         for op in self._ops("others"):
             name = op.arguments.get("name", "")
             if op.name == "import":
-                self._tally.imports += op.done
-                known = self._imports if op.done else self._unsure_imports
+                self._tally.imports += op.promised
+                known = self._imports if op.promised else self._unsure_imports
                 known[name] = op.arguments["source"]
             elif op.name == "remove":
                 source = self._imports.pop(name)
-                if not op.done:
+                if not op.promised:
                     self._unsure_imports[name] = source
         self._ledgers.pop("others", None)
 
