@@ -5,6 +5,8 @@ Asks daemons and reads the index; what the text looks like: ``dedupfs.metrics``.
 
 import os
 import secrets
+import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,13 +57,18 @@ def metrics(stores: tuple[Path, ...], textfile: Path | None) -> None:
             _counted(mounted),
         )
         for mounted in (find_mounted(paths) if paths else [])
-        if mounted.state is not State.HIDDEN
+        if mounted.state not in (State.HIDDEN, State.COPY)
     ]
-    page = render(mounts, {str(path): _sums(path) for path in paths})
+    sums, failures = _sums_of(paths)
+    if failures and not (mounts or sums):
+        raise failures[0]
+    page = render(mounts, sums)
     if textfile is None:
         click.echo(page, nl=False)
     else:
         _write_whole(textfile, page)
+    if failures:
+        raise failures[0]
 
 
 def _counted(mounted: Mounted) -> live.Counted | None:
@@ -73,6 +80,23 @@ def _counted(mounted: Mounted) -> live.Counted | None:
         output.note(f"{mounted.mountpoint}: {exc}")
         return None
     return reply if isinstance(reply, live.Counted) else None
+
+
+def _sums_of(paths: Iterable[Path]) -> tuple[dict[str, dict[str, int]], list[DedupfsError]]:
+    """Return the numbers of the stores that can be read, and why others cannot.
+
+    One that is damaged, or that somebody put behind a mount of his, hides no other.
+    """
+    found: dict[str, dict[str, int]] = {}
+    failures: list[DedupfsError] = []
+    for path in paths:
+        try:
+            found[str(path)] = _sums(path)
+        except DedupfsError as exc:
+            if failures:  # the first one is said at the end, with its exit code
+                output.note(str(exc))
+            failures.append(exc)
+    return found, failures
 
 
 def _sums(path: Path) -> dict[str, int]:
@@ -88,7 +112,14 @@ def _write_whole(path: Path, page: bytes) -> None:
 
     Readable by everybody, since the collector runs as another user. Not synced: after a power cut
     the next run writes it anew.
+
+    Raises:
+        SourceError: it cannot be written. UsageError: what has the name is no file, and a rename
+            would replace it: /dev/null, or a link that somebody else has put there.
     """
+    with suppress(OSError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise UsageError(f"{path} is not a regular file: --textfile would replace it")
     # The collector reads *.prom alone, and what a killed run left must not be taken for more.
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

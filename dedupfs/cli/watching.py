@@ -7,7 +7,8 @@ no store and no command.
 import enum
 import os
 import pwd
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,12 @@ ANSWER_S = 5.0
 
 
 class State(enum.Enum):
-    """What became of a mount. HIDDEN: it answers, but its daemon may not be asked by this user.
-    ELSEWHERE: a daemon answers for a mount that is not in this process's table."""
+    """What became of a mount. COPY: a bind mount of one that is live. HIDDEN: it answers, but its
+    daemon may not be asked by this user. ELSEWHERE: a daemon answers for a mount that is not in
+    this process's table."""
 
     LIVE = "live"
+    COPY = "copy"
     DEAD = "dead"
     SILENT = "silent"
     HIDDEN = "hidden"
@@ -49,8 +52,8 @@ class Mounted:
         match self.state:
             case State.DEAD:
                 return (
-                    "its daemon and supervisor are gone: 'dedupfs umount "
-                    f"{self.mountpoint}' takes the mount away, and so does mounting there again"
+                    "its daemon and supervisor are gone: mounting there again takes the mount "
+                    f"away, and so does: dedupfs umount {shlex.quote(os.fspath(self.mountpoint))}"
                 )
             case State.SILENT:
                 return (
@@ -102,19 +105,39 @@ def real_path(store: str | os.PathLike[str]) -> Path:
 
 def _of_store(store: Path, mounts: list[mountpoints.Mount]) -> Iterator[Mounted]:
     answered, silent = _ask_all(store)
-    for mount in sorted(mounts, key=lambda mount: mount.mountpoint):
-        daemon = answered.pop(os.fspath(mount.mountpoint), None)
-        state = State.LIVE
-        if daemon is None:
-            state = _state_of(mount)
-            if state is State.LIVE:  # after a moment in which another daemon took over, perhaps
-                daemon = _ask_all(store)[0].get(os.fspath(mount.mountpoint))
-            if state is State.LIVE and daemon is None:
+    seen = {mount.mountpoint: mount for mount in mounts}  # not what lies below one of them
+    served = _by_device(seen.values(), answered)
+    states = {
+        mount.device: _state_of(mount) for mount in seen.values() if mount.device not in served
+    }
+    if State.LIVE in states.values():  # after a moment in which another daemon took over, perhaps
+        answered |= _ask_all(store)[0]
+        served = _by_device(seen.values(), answered)
+    for mount in sorted(seen.values(), key=lambda mount: mount.mountpoint):
+        daemon = served.get(mount.device)
+        if daemon is not None:
+            is_copy = daemon.running.mountpoint != os.fspath(mount.mountpoint)
+            state = State.COPY if is_copy else State.LIVE
+            answered.pop(daemon.running.mountpoint, None)
+        else:
+            state = states[mount.device]
+            if state is State.LIVE:
                 state = State.SILENT if silent or _may_ask(store) else State.HIDDEN
         yield _mounted(store, mount.mountpoint, mount.user, state, daemon)
     for daemon in answered.values():
         where = Path(daemon.running.mountpoint)
         yield _mounted(store, where, None, State.ELSEWHERE, daemon)
+
+
+def _by_device(
+    mounts: Iterable[mountpoints.Mount], answered: Mapping[str, live.Daemon]
+) -> dict[str, live.Daemon]:
+    """Return who serves each file system: all of its mounts have one device."""
+    return {
+        mount.device: answered[os.fspath(mount.mountpoint)]
+        for mount in mounts
+        if os.fspath(mount.mountpoint) in answered
+    }
 
 
 def _mounted(

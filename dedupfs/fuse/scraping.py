@@ -102,7 +102,8 @@ class MetricsServer:
                     answer = await self._answer(await _read_head(connection))
                     await trio.SocketStream(connection).send_all(answer)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError) as exc:
-                log.info("metrics peer went away: %r", exc)
+                # No more than this: anybody who can connect could fill the disk with it.
+                log.debug("metrics peer went away: %r", exc)
             except Exception:  # a bug in a page must not end the mount
                 log.critical("bug in the metrics page", exc_info=True)
             finally:
@@ -115,7 +116,11 @@ class MetricsServer:
             return _response("405 Method Not Allowed", b"only GET\n", _TEXT, "Allow: GET, HEAD\r\n")
         if target != b"/metrics":
             return _response("404 Not Found", b"see /metrics\n", _TEXT)
-        page = await trio.to_thread.run_sync(self.page())
+        try:
+            page = await trio.to_thread.run_sync(self.page())
+        except OSError as exc:  # the store's disk, not the peer
+            said = f"{exc.strerror}\n".encode()
+            return _response("503 Service Unavailable", said, _TEXT)
         response = _response("200 OK", page, self.content_type)
         return response if method == b"GET" else response[: len(response) - len(page)]
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,27 @@ def test_a_mount_tells_prometheus_what_it_tells_top(run: Run, mounted: Mounted) 
 
 
 @pytest.mark.fuse
+def test_a_mount_answers_while_two_hundred_connections_hang(mounted: Mounted) -> None:
+    address = metrics_address(mounted.store)
+    host, _, port = address.rpartition(":")
+    hanging = [socket.socket() for _ in range(200)]
+    try:
+        for number, each in enumerate(hanging):
+            each.setblocking(False)
+            each.connect_ex((host, int(port)))
+            with suppress(OSError):  # most of them only knock
+                each.send(b"GET /" if number % 2 else b"x" * 20_000)
+        for number in range(50):
+            (mounted.path / f"f{number}").write_bytes(b"x" * 100)
+        assert len(os.listdir(mounted.path)) == 50
+        assert (mounted.path / "f7").read_bytes() == b"x" * 100
+    finally:
+        for each in hanging:
+            each.close()
+    assert value(parse(scrape(address)), "dedupfs_requests_total", operation="create") == 50
+
+
+@pytest.mark.fuse
 def test_the_numbers_of_a_store_and_of_a_dead_mount(run: Run, mounted: Mounted) -> None:
     (mounted.path / "big").write_bytes(os.urandom(FILE_BYTES))
     (daemon,) = live.daemons(mounted.store)
@@ -152,6 +174,60 @@ def test_a_textfile_is_replaced_whole_or_not_at_all(
     (directory / "taken" / "x").touch()
     run("metrics", store_path, "--textfile", directory / "taken", code=2)
     assert sorted(os.listdir(directory)) == ["dedupfs.prom", "taken"]
+
+
+def test_a_textfile_takes_the_place_of_nothing_but_a_file(
+    run: Run, store_path: Path, tmp_path: Path
+) -> None:
+    """By root with --textfile /dev/stdout, the machine would have no /dev/stdout any more."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(os.listdir(tmp_path))
+    for name in ("pipe", "link", "dangling"):
+        said = run("metrics", store_path, "--textfile", tmp_path / name, code=2)
+        assert "not a regular file" in said.err
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.root
+def test_a_full_disk_leaves_the_old_textfile_and_nothing_beside_it(
+    run: Run, store_path: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)]
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        (small / "x.prom").write_text("old")
+        (small / "filler").write_bytes(bytes(4096))
+        said = run("metrics", store_path, "--textfile", small / "x.prom", code=7)
+        assert "No space left" in said.err
+        assert sorted(os.listdir(small)) == ["filler", "x.prom"]
+        assert (small / "x.prom").read_text() == "old"
+    finally:
+        subprocess.run(["umount", small], check=True, timeout=60)
+
+
+def test_a_store_that_cannot_be_read_hides_no_other(
+    run: Run, store_path: Path, tmp_path: Path
+) -> None:
+    """Anybody can put anything behind a mount of his; a cron job of root tells the rest."""
+    broken = [tmp_path / "broken", tmp_path / "gone"]
+    broken[0].mkdir()
+    (broken[0] / "dedupfs.json").write_text("{")
+    path = tmp_path / "x.prom"
+    said = run("metrics", broken[0], store_path, broken[1], "--textfile", path, code=3)
+    stores = {dict(labels)["store"] for _, labels in parse(path.read_text(), "store")}
+    assert stores == {str(store_path)}
+    for one in broken:
+        assert sum(str(one) in line for line in said.err.splitlines()) == 1
+    path.unlink()
+    run("metrics", broken[0], "--textfile", path, code=3)
+    assert not path.exists(), "an old file is better than one that says nothing"
 
 
 def test_a_store_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:

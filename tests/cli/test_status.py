@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,46 @@ def test_a_dead_mount_is_named_with_what_to_do(run: Run, daemons: Daemons) -> No
     run("umount", dead.path)
     (row,) = look(run, dead.store)
     assert row["mountpoint"] == str(alive.path)
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+def test_a_bind_mount_is_a_copy_and_not_a_mount_without_a_daemon(
+    run: Run, daemons: Daemons, tmp_path: Path
+) -> None:
+    """Docker's way to share a mount binds it to itself; kubelet's are all over the place."""
+    first = daemons.start("b")
+    (first.path / "sub").mkdir()
+    above, below = tmp_path / "a", tmp_path / "c"
+    bound = [(first.path, first.path), (first.path, above), (first.path / "sub", below)]
+    above.mkdir()
+    below.mkdir()
+    for source, target in bound:
+        subprocess.run(["mount", "--bind", source, target], check=True, timeout=60)
+    try:
+        rows = look(run, first.store)
+        told = run("metrics", first.store).out if find_spec("prometheus_client") else ""
+    finally:
+        for _, target in reversed(bound):
+            subprocess.run(["umount", target], check=True, timeout=60)
+    states = [(row["mountpoint"], row["state"], row["pid"]) for row in rows]
+    assert states == [
+        (str(above), "copy", first.process.pid),
+        (str(first.path), "live", first.process.pid),
+        (str(below), "copy", first.process.pid),
+    ]
+    up = [line for line in told.splitlines() if line.startswith("dedupfs_up{")]
+    assert len(up) == bool(told), "Prometheus refuses a page that says a thing twice"
+    assert all(line.endswith(" 1.0") for line in up)
+
+
+def test_what_to_do_about_a_dead_mount_can_be_pasted_whatever_its_name_is() -> None:
+    mounted = Mounted(Path("/s"), Path("/m/a; reboot 'x'"), 0, State.DEAD)
+    assert shlex.split(mounted.advice.rpartition(": ")[2]) == [
+        "dedupfs",
+        "umount",
+        "/m/a; reboot 'x'",
+    ]
 
 
 @pytest.mark.fuse

@@ -5,6 +5,9 @@ Method: the server alone, on a socket of its own, with real connections.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import socket
 
 import pytest
@@ -99,6 +102,25 @@ async def test_who_says_nothing_does_not_keep_others_waiting_for_ever(
     assert PAGE in await say(server, b"GET /metrics HTTP/1.1\r\n\r\n")
     for stream in silent:
         await stream.aclose()
+
+
+async def test_many_who_come_and_say_nothing_of_use_fill_no_log(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def page() -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    listener = scraping.listen("0")
+    server = scraping.MetricsServer(listener, lambda: page, "text/plain", idle_s_max=5.0)
+    nursery.start_soon(server.run)
+    for _ in range(20):
+        assert await say(server, b"", end=True) == b""
+    said = await say(server, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"Stale file handle" in said
+    assert caplog.records == []
 
 
 async def test_a_page_is_served_over_ipv6(nursery: trio.Nursery) -> None:
