@@ -64,7 +64,9 @@ def _record(item: CompletionItem, incomplete: str, cut: int, quote: str | None) 
     kind = "open" if item.value.endswith(("/", "=")) else "plain"
     value = item.value[cut:]
     typed = value if quote is None else quoted(value, quote)
-    about = " ".join((item.help or "").split())
+    words = " ".join((item.help or "").split())
+    # The value is shown as each shell shows what it would type; this goes to the terminal.
+    about = "".join(each if each.isprintable() else "?" for each in words)
     return b"".join(os.fsencode(field) + b"\0" for field in (kind, typed, about))
 
 

@@ -356,7 +356,18 @@ def _commit_live(daemon: live.Daemon, request: live.Commit) -> live.Committed:
 
 @click.group()
 def view() -> None:
-    """List, compare and remove the views of a store."""
+    """List, compare and remove the views of a store.
+
+    A view holds what was written, changed and removed in a mount; the snapshots below never change.
+    It is kept when it is unmounted, and mount --view goes on with it. commit makes a snapshot of
+    it; rm removes it and frees what it alone holds.
+
+    \b
+    Examples:
+      dedupfs view list store/
+      dedupfs view diff store/ job17
+      dedupfs view rm store/ job17
+    """
 
 
 @view.command("list")

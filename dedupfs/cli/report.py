@@ -40,6 +40,8 @@ def report(store: Path, target: str | None, as_json: bool) -> None:
 
     What each snapshot and view takes, who shares how much with whom, how the store grew, what
     prunes would free, the largest files and directories. With --json the same numbers for programs.
+    STORE may be mounted and written to meanwhile. The page needs the extra 'report' of the package;
+    --json does not.
 
     \b
     Examples:

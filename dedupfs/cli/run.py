@@ -98,6 +98,12 @@ def run(
 ) -> None:
     """Run COMMAND in a view of SNAPSHOT that nobody else sees and that goes with it.
 
+    It starts in the snapshot's root and writes there as if it were alone. When it ends, so does
+    every process that it has started, and what was written is gone, unless --commit keeps it.
+    The exit code is COMMAND's; signals are passed on to it. Works for ordinary users, too, where
+    they may make user namespaces. It keeps files apart and is no sandbox: COMMAND sees the
+    machine's other files and its network.
+
     \b
     Examples:
       dedupfs run store/ nightly -- make test

@@ -20,7 +20,10 @@ _TO_MEND = (State.DEAD, State.SILENT)
 def status(ctx: click.Context, stores: tuple[Path, ...], as_json: bool) -> None:
     """Show who has what mounted since when: of each STORE, or of all stores.
 
-    The exit code is 1 when a mount is dead or does not answer; the last lines say what to do.
+    It touches no mount and waits for none longer than a few seconds. STATE is live; copy, a bind
+    mount of a live one; dead, without daemon and supervisor; silent, with no answer; hidden, of
+    another user, whose daemon you may not ask; elsewhere, in another mount namespace, such as a
+    container's. The exit code is 1 when a mount is dead or silent; the last lines say what to do.
 
     \b
     Examples:

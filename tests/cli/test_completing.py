@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.shell_completion import CompletionItem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +60,12 @@ def test_what_is_quoted_reads_as_what_it_was(text: str, quote: str) -> None:
     assert (words, still) == (["ls", f"x{text}"], quote)
 
 
+def test_what_a_value_is_about_says_nothing_to_a_terminal() -> None:
+    item = CompletionItem("1", help="/a\x1b]0;x\x07\n b\udcff\u202eé")
+    kind, value, about, rest = completing._record(item, "", 0, None).split(b"\0")
+    assert (kind, value, about.decode(), rest) == (b"plain", b"1", "/a?]0;x? b??é", b"")
+
+
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "-f", "-i"],
@@ -75,6 +82,7 @@ HOSTILE = {
     "new\nline": "n",
     'quo"te$x`\\*?[]~#!': "q",
     "über": "ü",
+    "p$(>ran)`>ran`;>ran&|>ran\r%(e:>ran)": "p",
 }
 """What is in the snapshot, and what is typed of it."""
 
@@ -157,6 +165,7 @@ def test_whatever_is_in_a_snapshot_can_be_completed(
     for name in HOSTILE:
         (data / name).touch()
     run("import", store_path, data, "step@1", "--tag", "loss rate=1 2")
+    run("tag", store_path, "step@1", "k$(>ran)`>ran`;=1")
     run("import", store_path, data, "other")
     assert terminal.complete("dedupfs ls store st") == ["ls", "store", "step@1"]
     for name, typed in HOSTILE.items():
@@ -170,6 +179,8 @@ def test_whatever_is_in_a_snapshot_can_be_completed(
         "step@1:deep er/file",
     ]
     assert terminal.complete("dedupfs prune store --keep-tag lo")[-1] == "loss rate="
+    assert terminal.complete("dedupfs prune store --keep-tag k")[-1] == "k$(>ran)`>ran`;="
+    assert not list(tmp_path.rglob("ran")), "what a name says is never run"
 
 
 @in_each_shell
