@@ -53,7 +53,8 @@ class Job:
     pid: int
     command: int
     """Descriptor of the command's process."""
-    line: socket.socket
+    failure: socket.socket
+    """Where it says why it could not be started."""
     code: int | None = None
     """How it ended, as a shell says it."""
 
@@ -96,9 +97,9 @@ class Job:
         Raises:
             CommandError: so it was.
         """
-        with self.line:
+        with self.failure:
             try:
-                said = self.line.recv(_TEXT_BYTES_MAX, socket.MSG_DONTWAIT)
+                said = self.failure.recv(_TEXT_BYTES_MAX, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
         if said:
@@ -129,18 +130,23 @@ def start(command: tuple[str, ...], directory: Path, signals: Signals) -> Job:
         MountError: the namespace could not be made whole.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # One of its own: the command may have failed before the first process tells that it started.
+    failure, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _be_the_first(theirs, lambda: _execute(command, directory, signals, theirs))
+        failure.close()
+        _be_the_first(theirs, lambda: _execute(command, directory, signals, tell))
     theirs.close()
-    said, fds, _flags, _address = socket.recv_fds(ours, _TEXT_BYTES_MAX, 1)
+    tell.close()
+    with ours:
+        said, fds, _flags, _address = socket.recv_fds(ours, _TEXT_BYTES_MAX, 1)
     if not fds:
         os.waitpid(pid, 0)
-        ours.close()
+        failure.close()
         raise MountError(said.decode(errors="surrogateescape") or "the namespace was killed")
     os.set_inheritable(fds[0], False)
-    return Job(pid, fds[0], ours)
+    return Job(pid, fds[0], failure)
 
 
 def _be_the_first(line: socket.socket, execute: Callable[[], NoReturn]) -> NoReturn:
@@ -172,7 +178,7 @@ def _is_alone(line: socket.socket) -> bool:
 
 
 def _execute(
-    command: tuple[str, ...], directory: Path, signals: Signals, line: socket.socket
+    command: tuple[str, ...], directory: Path, signals: Signals, tell: socket.socket
 ) -> NoReturn:
     """Become the command, with the signals that this program was started with."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
@@ -186,5 +192,5 @@ def _execute(
         code, text = NOT_FOUND, f"{name}: command not found"
     except OSError as exc:
         text = f"cannot execute {name}: {exc.strerror}"
-    line.send(f"{code} {text}".encode(errors="surrogateescape"))
+    tell.send(f"{code} {text}".encode(errors="surrogateescape"))
     os._exit(code)

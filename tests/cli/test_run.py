@@ -105,6 +105,25 @@ def test_what_cannot_be_run_says_so_as_a_shell_does(snapshot: Path) -> None:
     assert err == "dedupfs: cannot execute ./a.txt: Permission denied\n"
 
 
+def test_a_command_that_fails_before_it_is_known_to_run_says_so(snapshot: Path) -> None:
+    """Method: process 1 looks at the command's process only when that has ended."""
+    late = (
+        "import os, runpy; look = os.pidfd_open; "
+        "os.pidfd_open = lambda pid: (os.getpid() == 1 "
+        "and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT), look(pid))[1]; "
+        "runpy.run_module('dedupfs', run_name='__main__')"
+    )
+    failed = subprocess.run(
+        [*RUN[:3], "-c", late, "run", snapshot, "snap", "--", "no-such-command"],
+        capture_output=True,
+        cwd=REPOSITORY,
+        check=False,
+        timeout=END_TIMEOUT_S,
+    )
+    said = b"dedupfs: no-such-command: command not found\n"
+    assert (failed.returncode, failed.stderr) == (127, said)
+
+
 def test_what_it_cannot_do_itself_has_the_usual_codes(snapshot: Path, tmp_path: Path) -> None:
     run_in(snapshot, "other", "--", "true", code=1)
     run_in(tmp_path, "snap", "--", "true", code=2)
