@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from dedupfs.api.interrupts import Uninterrupted, handlers_back
 from dedupfs.errors import NotFoundError, StoreFullError, UsageError
+from dedupfs.interrupts import Held, Uninterrupted
 from dedupfs.model import RecordId, SnapshotInfo, TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -242,7 +242,7 @@ _open: dict[_Key, Opened] = {}
 def open_shared(path: Path) -> Opened:
     """Open the store at ``path``, or share what this process has open of it."""
     path = Path(os.path.abspath(path))
-    with _registry_lock:
+    with Held(), _registry_lock:
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -260,7 +260,6 @@ def open_shared(path: Path) -> Opened:
 def _after_fork() -> None:
     global _registry_lock  # noqa: PLW0603  another thread of the parent may have had it
     _registry_lock = threading.RLock()
-    handlers_back()
     for opened in _open.values():
         opened.forget()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dedupfs.errors import StoreError, StoreFullError, UsageError
 from dedupfs.format.keys import decode_location
+from dedupfs.interrupts import Held
 from dedupfs.model import PackKind, RecordId
 from dedupfs.store.codec import decode
 from dedupfs.store.commit import lost_error, plan_commit, write_plan
@@ -49,20 +50,26 @@ class Committer:
         self.sync()
         if self.pending.rows and not self.disk.reserve(self.db.data_path, _SPARE_BYTES):
             raise StoreFullError(f"{self.layout.root}: the disk is full")
-        with self.db.writing() as raw:
-            txn = Transaction(raw, self.owner, self.pending)
-            self.active, self._thread = txn, threading.get_ident()
-            try:
-                yield txn
-                self._finish(txn)
-            except BaseException:
-                self._roll_back()
-                raise
-            finally:
-                self.active, self._thread = None, 0
-        self.pending.inserted_bytes += self.pending.stored_bytes
-        self.pending.clear()
-        self.packs.committed()
+        held = Held()  # nothing comes between the commit and the note of it, nor into a roll-back
+        try:
+            with self.db.writing() as raw:
+                txn = Transaction(raw, self.owner, self.pending)
+                try:
+                    self.active, self._thread = txn, threading.get_ident()
+                    yield txn
+                    held.begin()
+                    self._finish(txn)
+                except BaseException:
+                    held.begin()
+                    self._roll_back()
+                    raise
+                finally:
+                    self.active, self._thread = None, 0
+            self.pending.inserted_bytes += self.pending.stored_bytes
+            self.pending.clear()
+            self.packs.committed()
+        finally:
+            held.end()
 
     def sync(self) -> None:
         """Make all packs durable; when the disk could not, what is pending is given up.
@@ -115,8 +122,9 @@ class Committer:
 
     def drop_pending(self) -> None:
         """See ``Store.drop_pending``."""
-        for pack in self.pending.verbatim:
-            self._drop_verbatim(pack)
-        self.pending.clear()
-        for pack in self.packs.close():
-            self.reader.forget_pack(pack)
+        with Held():
+            for pack in self.pending.verbatim:
+                self._drop_verbatim(pack)
+            self.pending.clear()
+            for pack in self.packs.close():
+                self.reader.forget_pack(pack)

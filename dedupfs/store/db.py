@@ -197,6 +197,10 @@ class Database:
         self._turns.close()
         self._env.close()
 
+    def abandon(self) -> None:
+        """In a forked child: keep nobody waiting for a turn that the parent had."""
+        self._turns.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -302,6 +302,11 @@ class OpenPacks:
             self._writer = None
             writer.close()
 
+    def abandon(self) -> None:
+        """In a forked child: leave the packs, and their locks, to the parent alone."""
+        for writer in self._all():
+            writer.abandon()
+
     def close(self) -> list[int]:
         """Cut off what is not committed and give every pack up; return their numbers."""
         writers = self._all()

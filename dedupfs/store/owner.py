@@ -110,7 +110,23 @@ def exclusive(layout: Layout, disk: Disk, name: str, *, wait: bool = True) -> It
     Without ``wait`` it may be somebody else's.
     """
     file = disk.open(layout.run / f"{name}.lock", create=True)
+    _exclusive.add(file)
     try:
         yield disk.lock(file, wait=wait)
     finally:
+        _exclusive.discard(file)
         file.close()
+
+
+_exclusive: set[File] = set()
+"""What ``exclusive`` has open now, in whatever thread."""
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked child: it shares the locks, and would keep them for as long as it lives."""
+    for file in _exclusive:
+        file.close()
+    _exclusive.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)

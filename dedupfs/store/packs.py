@@ -281,6 +281,10 @@ class PackWriter:
         finally:
             self._file.close()
 
+    def abandon(self) -> None:
+        """In a forked child: have the file, and its lock, no more."""
+        self._file.close()
+
     def discard(self) -> None:
         """Remove a pack whose row was rolled back."""
         self._disk.unlink(self.path)

@@ -186,8 +186,10 @@ class Store:
             self.db.close()
 
     def abandon(self) -> None:
-        """In a forked child: the store is the parent's; its lock goes when the parent does."""
+        """In a forked child: the store is the parent's; its locks go when the parent does."""
         self._owner.abandon()
+        self.packs.abandon()
+        self.db.abandon()
 
     def claim_owner(self) -> int:
         """Return a descriptor that, kept open anywhere, keeps this process's pins alive."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dedupfs.errors import MissingRecordError, SourceError, StoreError, UsageError
 from dedupfs.format.tree import entry_references
+from dedupfs.interrupts import Held
 from dedupfs.model import HOLE, Extent, RecordId, SnapshotInfo, TreeEntry
 from dedupfs.namespace.contents import hole_bytes, store_content, total_bytes
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -76,12 +77,27 @@ def ingest_tree(
     """Make the snapshot ``name`` of ``directory``.
 
     What cannot be read is reported (``on_error`` at once, and in the result) and left out.
+    Ctrl-C ends it between two files, or two blocks of a large one.
 
     Raises:
         UsageError, ExistsError: the name, or the directory has to do with the store's; nothing
             was read. SourceError: the directory itself cannot be read.
         QuotaError: the store is at its limit. StoreError: it failed; no snapshot was made.
     """
+    with Held() as held:
+        return _ingest(store, directory, name, tags, progress, on_error, options, held)
+
+
+def _ingest(
+    store: Store,
+    directory: Path,
+    name: str,
+    tags: Mapping[str, str] | None,
+    progress: OnProgress | None,
+    on_error: OnProblem | None,
+    options: IngestOptions | None,
+    held: Held,
+) -> IngestReport:
     started = time.monotonic()
     options = options or IngestOptions()
     SnapshotCatalog(store).require_free(name)
@@ -96,9 +112,10 @@ def ingest_tree(
             one_file_system=options.one_file_system,
             known=None if options.reread else KnownListings(store, os.fsencode(source)),
             selector=selector_of(options, source, Problems([], None)),
+            on_directory=held.point,
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            run = _Import(store, source, found, progress, on_error, options)
+            run = _Import(store, source, found, progress, on_error, options, held)
             try:
                 run.read(top_fd)
                 run.report.snapshot = run.commit(name, tags or {})
@@ -148,6 +165,7 @@ class _Import:
         progress: OnProgress | None,
         on_error: OnProblem | None,
         options: IngestOptions,
+        held: Held,
     ) -> None:
         self.report = IngestReport()
         self._store = store
@@ -156,6 +174,7 @@ class _Import:
         self._options = options
         self._problems = Problems(self.report.problems, on_error)
         self._on_progress = progress
+        self._held = held
         self._progress = Progress(found.files, found.size_bytes)
         self._storer = FileStorer(store, self._block_stored, adopt=options.adopt)
         self._limit = StoreLimit(store)
@@ -332,6 +351,7 @@ class _Import:
         self._tell(None)
 
     def _tell(self, item: Item | None) -> None:
+        self._held.point()
         if self._on_progress is not None:
             if item is not None:
                 self._progress.path = item.path

@@ -7,6 +7,7 @@ Reads names and status only, each once; of the store it knows what the last impo
 import os
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dedupfs.errors import UsageError
@@ -194,10 +195,12 @@ def scan(
     one_file_system: bool = False,
     known: KnownListings | None = None,
     selector: Selector | None = None,
+    on_directory: Callable[[], object] | None = None,
 ) -> Scan:
     """Count the files and bytes below ``top_fd``, find the hard links and what is unchanged.
 
-    What cannot be read is not reported here: the second pass meets it again.
+    What cannot be read is not reported here: the second pass meets it again. ``on_directory`` is
+    called in each, and may raise.
 
     Raises:
         UsageError: the store's directory lies in the tree.
@@ -208,6 +211,8 @@ def scan(
     ):
         if step is Step.ENTER:
             scanner.enter(level, name)
+            if on_directory is not None:
+                on_directory()
         elif step is Step.LEAVE:
             scanner.leave(level, name)
     linked = frozenset(key for key, count in scanner.seen.items() if count > 1)

@@ -7,19 +7,23 @@ its effect or none, and what memory says is what the journal says.
 
 from __future__ import annotations
 
+import os
+import random
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 import dedupfs
+from dedupfs import interrupts
 from tests.api.conftest import BIG
 from tests.api.test_processes import in_child
+from tests.conftest import Scale
+from tests.interrupting import interrupted
 
 pytestmark = pytest.mark.unmeasured  # it traces by itself
 
@@ -34,42 +38,7 @@ def ctrl_c() -> Iterator[None]:
 
 STRIDE = 23
 LIMIT_S = 60
-PACKAGE = str(Path(dedupfs.__file__).parent)
 Names = list[tuple[str, list[str], list[str]]]
-
-
-class At:
-    """Sends SIGINT to this process before line ``number`` of those that the body runs."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __enter__(self) -> At:
-        self.old = sys.gettrace()
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        sys.settrace(self.old)
-
-    def _trace(self, frame: FrameType, event: str, _arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self._trace
-
-
-def interrupted(number: int, call: Callable[[], object]) -> bool:
-    """Call with Ctrl-C at a line; return whether there was such a line."""
-    with At(number) as at:
-        try:
-            call()
-        except KeyboardInterrupt:
-            return True
-    return at.left <= 0
 
 
 Step = tuple[Callable[[dedupfs.View], object], Callable[[dedupfs.View], object]]
@@ -92,7 +61,7 @@ def test_a_change_is_made_as_a_whole_or_not_at_all(name: str, store: dedupfs.Sto
         after = _state(view)
         undo(view)
         number = 1
-        while interrupted(number, lambda: do(view)):
+        while interrupted(number, lambda: do(view)) is not None:
             found = _state(view)
             if name == "fold":  # two calls, of which the first may be all
                 assert found in (before, after)
@@ -115,13 +84,140 @@ def test_an_interrupted_commit_has_made_its_snapshot_or_none(store: dedupfs.Stor
 
     with store.view("v") as view:
         number = 1
-        while interrupted(number, commit):
+        while interrupted(number, commit) is not None:
             if "made" in store:
                 assert store["made"].read_bytes("file") == BIG[:20_000]
                 store["made"].remove()
             number += 20 * STRIDE
         assert number > 20 * STRIDE
         assert store["made"].read_bytes("file") == BIG[:20_000]
+
+
+def test_an_interrupted_import_leaves_nothing_behind(store: dedupfs.Store, tmp_path: Path) -> None:
+    """What it took down with it, once: threads that read ahead, descriptors, committed packs."""
+    source = tmp_path / "src"
+    before = threading.active_count()
+    run = str(store.path / "run" / "import")
+    came = {True: 0, False: 0}
+    for turn in range(12):
+        (source / "a" / "b" / "big").write_bytes(random.Random(turn).randbytes(len(BIG)))
+        (source / "new").write_bytes(BIG[turn : turn + 5000])
+        found = interrupted(1 + turn * 150, lambda: store.import_tree(source, "made"))
+        assert found is not None
+        came[found] += 1
+        assert threading.active_count() == before
+        assert not [path for path in _open_paths() if path.startswith((str(source), run))]
+        if "made" in store:
+            store["made"].remove()
+        again = store.import_tree(source, "again")
+        assert again.read_bytes("new") == BIG[turn : turn + 5000]
+        assert again.read_bytes("a/b/big") == (source / "a" / "b" / "big").read_bytes()
+        again.remove()
+    assert came[True] > 8
+
+
+# Python drops what is raised while it collects an object; the program has not asked for anything.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_at_any_moment_of_anything_leaves_a_store_to_go_on_with(
+    store: dedupfs.Store, tmp_path: Path, scale: Scale
+) -> None:
+    seed = 1 if os.environ.get("CI") == "true" else random.randrange(1 << 32)
+    print(f"{seed=}")  # noqa: T201  to repeat it
+    rng = random.Random(seed)
+    source = tmp_path / "src"
+
+    def work() -> None:
+        store.import_tree(source, "made")
+        with store.scratch(snapshot="made") as view:
+            view.write_bytes("x", BIG[: rng.randrange(300_000)])
+            view.commit("from-view")
+        store.prune("made", "from-view", keep_last=1, allow_empty=True)
+
+    for turn in range(scale(6, 60)):
+        (source / "a" / "b" / "big").write_bytes(rng.randbytes(len(BIG)))
+        over = threading.Event()
+        sender = threading.Thread(target=_interrupt, args=(rng.random() * 0.4, over))
+        try:
+            try:
+                sender.start()
+                work()
+            finally:
+                over.set()
+                sender.join()
+        except KeyboardInterrupt:
+            pass
+        for name in ("made", "from-view"):
+            if name in store:
+                store[name].remove()
+        store.import_tree(source, "made")
+        assert store["made"].read_bytes("a/b/big") == (source / "a" / "b" / "big").read_bytes()
+        store["made"].remove()
+        if turn % 5 == 0:
+            store.gc()
+            assert store.check() == []
+
+
+def _interrupt(after_s: float, over: threading.Event) -> None:
+    if not over.wait(after_s):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_all_called_though_the_first_one_raises(store: dedupfs.Store) -> None:
+    came: list[int] = []
+    old = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    try:
+        with store.scratch() as view:
+
+            def both() -> None:
+                with view.opened.changing:
+                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signal.SIGTERM)
+
+            with pytest.raises(KeyboardInterrupt):
+                both()
+            assert came == [signal.SIGTERM]
+            with view.opened.changing:  # the program's own, set meanwhile, stays
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def test_a_handler_that_raises_while_others_are_replaced_swallows_none_of_them() -> None:
+    """SIGTERM comes, and raises, when SIGINT's handler is replaced already, or not back yet."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise SystemExit
+
+    old = signal.signal(signal.SIGTERM, stop)
+    real = interrupts._handle
+    try:
+        for raising in (1, 2, 4, 5):  # the calls that replace, then those that put back
+            calls = 0
+
+            def handle(number: int, handler: object, raising: int = raising) -> object:
+                nonlocal calls
+                calls += 1
+                done = real(number, handler)
+                if calls == raising:
+                    signal.raise_signal(signal.SIGTERM)
+                return done
+
+            interrupts._handle = handle
+            with suppress(SystemExit), interrupts.Held():
+                pass
+            interrupts._handle = real
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+            with interrupts.Held():
+                pass
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        interrupts._handle = real
+        signal.signal(signal.SIGTERM, old)
 
 
 def test_a_handler_that_raises_nothing_is_called_once_in_the_end(store: dedupfs.Store) -> None:
@@ -150,6 +246,14 @@ def test_a_forked_child_has_its_handlers_whoever_was_under_the_lock(store: dedup
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         assert pool.submit(in_child, child).result(LIMIT_S) == 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _open_paths() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
 
 
 def _state(view: dedupfs.View) -> tuple[Names, list[str]]:

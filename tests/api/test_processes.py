@@ -19,6 +19,8 @@ import dedupfs
 from dedupfs.api.reading import SnapshotFile
 from dedupfs.maintenance.check import check
 from dedupfs.store import Store as CoreStore
+from dedupfs.store.holes import PUNCH_LOCK
+from dedupfs.store.owner import exclusive
 from tests.api.conftest import BIG
 
 CHILD_LIMIT_S = 60
@@ -113,6 +115,46 @@ def test_a_child_keeps_what_it_reads_and_no_lock_of_its_parent(store: dedupfs.St
     for fd in (ready[0], *go_on):
         os.close(fd)
     assert store.gc().freed_bytes > len(BIG) // 2
+
+
+def test_a_child_that_lives_on_keeps_no_lock_of_the_store(store: dedupfs.Store) -> None:
+    """Neither that of gc, nor that of the pack that is appended to."""
+    core = store._opened.core
+    with store.view("v") as view:
+        view.write_bytes("file", BIG)
+        view.commit("two")
+        packs = sorted(core.layout.packs.rglob("*.pack"))
+        with exclusive(core.layout, core.disk, PUNCH_LOCK):
+            pid, end = forked_until_told()
+    with exclusive(core.layout, core.disk, PUNCH_LOCK, wait=False) as mine:
+        assert mine
+    path = store.path
+    store.close()
+    with dedupfs.Store.open(path) as again:
+        with again.view("v") as view:
+            view.write_bytes("other", BIG[1:20_000])
+            view.commit("three")
+        assert sorted(core.layout.packs.rglob("*.pack")) == packs
+        os.close(end)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert again.check() == []
+    store._shared = dedupfs.Store.open(path)._shared  # for the fixture
+
+
+def forked_until_told() -> tuple[int, int]:
+    """Fork a child that lives until the descriptor is closed; return both."""
+    told, end = os.pipe()
+    here, says = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end)
+        os.write(says, b"1")
+        os.read(told, 1)
+        os._exit(0)
+    assert os.read(here, 1) == b"1"
+    for fd in (told, here, says):
+        os.close(fd)
+    return pid, end
 
 
 def test_a_spawned_process_opens_what_it_is_sent(
