@@ -67,12 +67,17 @@ class MountCounters:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The values of the labels that name it; Prometheus takes nothing but UTF-8."""
+        """The values of the labels that name it."""
         return tuple(_text(value) for value in (self.store, self.view, self.mountpoint))
 
 
 def _text(value: str) -> str:
-    return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    """Return a value for a label: Prometheus takes UTF-8 alone, and a terminal obeys the rest."""
+    text = value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 Sums = Mapping[str, Mapping[str, int]]

@@ -231,9 +231,10 @@ def _tell_who_has_copies(mount: mountpoints.Mount) -> None:
     """Say why the daemon of what was just unmounted goes on, if others still have the mount."""
     others = mountpoints.who_has_copies(mount)
     if others:
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
         output.note(
             f"{mount.mountpoint} is unmounted here, but still mounted in the mount namespace of "
-            f"process {', '.join(others)}: waiting until that ends (Ctrl-C: do not wait)"
+            f"process {named}: waiting until that ends (Ctrl-C: do not wait)"
         )
 
 

@@ -107,7 +107,7 @@ def print_line(text: str) -> None:
 
 def print_table(head: Row, rows: Iterable[Row], right: Iterable[int] = ()) -> None:
     """Print aligned columns; those in ``right`` are aligned to the right. Nothing for no rows."""
-    lines = [head, *rows]
+    lines = [head, *([printable(cell) for cell in row] for row in rows)]
     if len(lines) == 1:
         return
     to_right = set(right)

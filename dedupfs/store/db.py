@@ -372,7 +372,7 @@ def _open_environment(path: Path, create: bool) -> lmdb.Environment:
     while True:
         try:
             environment = lmdb.open(
-                str(path),
+                os.fsencode(path),  # which need not be text
                 map_size=map_bytes,
                 max_dbs=len(Table) + 8,
                 max_readers=_READERS_MAX,

@@ -31,7 +31,7 @@ from dedupfs.metrics import MountCounters, render
 Labels = frozenset[tuple[str, str]]
 Samples = dict[tuple[str, Labels], float]
 FILE_BYTES = 1 << 20
-HOSTILE = 'a"b\\c\nd\udcff{}'
+HOSTILE = 'a"b\\c\nd\udcff{}é\x1b[31m'
 
 
 def parse(text: str, *also: str) -> Samples:
@@ -246,7 +246,8 @@ def test_names_that_hold_anything_and_counters_that_nobody_knew() -> None:
     strange = MountCounters("/s", "strange", "/strange", other)
     text = render([counters("/a"), counters("/b"), old, strange]).decode()
     samples = parse(text, "mountpoint", "view")
-    view = HOSTILE.replace("\udcff", "\\xff")
+    assert "\x1b" not in text, "it may be shown on a terminal"
+    view = HOSTILE.replace("\udcff", "\\xff").replace("\x1b", "\\x1b")
     assert value(samples, "dedupfs_x_seconds_total", mountpoint="/a", view=view) == 5e-6
     assert value(samples, "dedupfs_y", mountpoint="/b", view=view) == 6
     assert value(samples, "dedupfs_z_total", mountpoint="/old", view="old") == 1

@@ -40,6 +40,15 @@ def test_no_size(text: str) -> None:
         output.parse_size(text)
 
 
+def test_a_table_stays_aligned_whatever_is_in_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("NAME", "B"), [("a\n\x1b", "1"), ("x" * 9, "2")])
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME       B",
+        "a\\n\\x1b    1",
+        "xxxxxxxxx  2",
+    ]
+
+
 def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(("NAME", "SIZE"), [("a", "1"), ("long name", "100")], right=(1,))
     assert capsys.readouterr().out == "NAME       SIZE\na             1\nlong name   100\n"

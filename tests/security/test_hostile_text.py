@@ -75,6 +75,20 @@ def test_listings_are_plain_and_json_is_exact(store_path: Path, run: Run) -> Non
     assert difference["path"] == HOSTILE[0]
 
 
+@pytest.mark.parametrize("name", HOSTILE[:-1], ids=ascii)
+def test_a_store_can_lie_at_any_path(tmp_path: Path, run: Run, name: str) -> None:
+    path, data = tmp_path / name, tmp_path / "data"
+    data.mkdir()
+    (data / "file").write_bytes(b"x" * 10_000)
+    run("init", path)
+    run("import", path, data, "one")
+    assert run("cat", path, "one:file").out == "x" * 10_000
+    for arguments in (["stats", path], ["status", path], ["view", "list", path], ["gc", path]):
+        assert is_plain(run(*arguments).out)
+    run("reindex", path)
+    run("check", path)
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_errors_are_one_plain_line(store_path: Path, tmp_path: Path, run: Run, name: str) -> None:
     for arguments in (
