@@ -23,11 +23,12 @@ OTHERS = sorted(path.name for path in UNITS.glob("dedupfs*.[ts]*") if path.name 
 USERS = "user/dedupfs@.service"
 THAT_MOUNT = ("dedupfs@.service", "dedupfs-volumes.service")
 OF_A_MOUNT_NAMESPACE = re.compile(
-    r"(Private(?!Network)\w+|Protect(System|Home|Proc|ControlGroups|Kernel\w+)|ProcSubset|DynamicUser"
-    r"|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind|BindReadOnly)Paths|TemporaryFileSystem"
-    r"|Root\w+|MountFlags|MountAPIVFS|MountImages|ExtensionImages|LoadCredential\w*|LogNamespace)="
+    r"(Private\w+|(Network|IPC)NamespacePath|Protect(System|Home|Proc|ControlGroups|Kernel\w+)"
+    r"|ProcSubset|DynamicUser|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind|BindReadOnly)Paths"
+    r"|TemporaryFileSystem|Root\w+|MountFlags|MountAPIVFS|MountImages|Extension\w+|LoadCredential\w*|LogNamespace)="
 )
-"""Settings that give a service one of its own: systemd.exec(5)."""
+"""Settings that give a service one of its own: systemd.exec(5); systemd, src/core/execute.c,
+exec_needs_mount_namespace(), where a network namespace needs one, too, since version 254."""
 LISTING_THAT_KNOWS_UNITS_ALONE = 250
 """systemd that rates a unit file without a running manager: systemd-analyze(1), --offline."""
 

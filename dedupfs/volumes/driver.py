@@ -6,7 +6,8 @@ become durable:
 
 - create: the view, then the volume. In between a view is left, which the next create names.
 - mount: the mount, then its user. In between a mount without users is left; ``recover`` ends it.
-- unmount: the user goes, then the mount: the same.
+- unmount: the user goes, then the mount: the same. The last one's mount goes even if that cannot be
+  written: users of what is not mounted count for nothing.
 - remove: the view, then the volume. In between a volume without its view is left: remove it again.
 
 Source: Docker, "Docker volume plugins" (docs.docker.com/engine/extend/plugins_volume).
@@ -71,15 +72,19 @@ class Driver:
         if volumes:
             self._mounter.settle()
         for volume in volumes:
-            if not self._mounter.is_mounted(volume.name):
-                if volume.users:
-                    log.info("not mounted any more volume=%s", volume.name)
-                    self._set_users(volume, ())
-            elif not volume.users:
-                try:
-                    self._mounter.end(volume.name)
-                except DedupfsError as exc:
-                    log.warning("mounted for nobody volume=%s: %s", volume.name, exc)
+            try:
+                self._recover(volume)
+            except DedupfsError as exc:  # one volume's trouble, or a full disk, is not the others'
+                log.warning("not put in order volume=%s: %s", volume.name, exc)
+
+    def _recover(self, volume: Volume) -> None:
+        if not self._mounter.is_mounted(volume.name):
+            if volume.users:
+                log.info("not mounted any more volume=%s", volume.name)
+                self._set_users(volume, ())
+        elif not volume.users:
+            log.info("mounted for nobody volume=%s", volume.name)
+            self._mounter.end(volume.name)
 
     def create(self, name: str, words: Mapping[str, str]) -> None:
         """Make a volume, and its view if that does not exist.
@@ -148,7 +153,8 @@ class Driver:
             self._outlast(volume)
             self._mounter.ensure(name, volume.options)
             try:
-                self._set_users(volume, (*(other for other in users if other != user), user))
+                if user not in users:
+                    self._set_users(volume, (*users, user))
             except DedupfsError:
                 if not users:
                     with suppress(MountError):  # the first failure is the one to tell
@@ -167,7 +173,13 @@ class Driver:
             volume = self._volume(name)
             users = tuple(other for other in volume.users if other != user)
             if users != volume.users:
-                self._set_users(volume, users)
+                try:
+                    self._set_users(volume, users)
+                except DedupfsError as exc:
+                    if users:
+                        raise
+                    # They are users of a mount, and that goes: Docker would not ask again.
+                    log.warning("its last user is still written down volume=%s: %s", name, exc)
             if not users and self._mounter.is_mounted(name):
                 self._mounter.end(name)
 

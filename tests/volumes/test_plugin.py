@@ -32,6 +32,14 @@ def views(plugin: Plugin) -> set[str]:
     }
 
 
+def filled(directory: Path) -> Path:
+    """Leave no room in a small file system; return the file that takes it."""
+    path = directory / "ballast"
+    room = os.statvfs(directory)
+    path.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    return path
+
+
 def test_a_volume_is_mounted_as_long_as_it_has_users(plugin: Plugin) -> None:
     assert plugin.ask("/Plugin.Activate") == {"Implements": ["VolumeDriver"]}
     assert plugin.ask("Capabilities") == {"Capabilities": {"Scope": "local"}}
@@ -152,6 +160,42 @@ def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
     assert (mounted(plugin, "job", "two") / "file").read_bytes() == b"from the snapshot\n"
     assert mount_at(place) is not None
     plugin.ask("Unmount", Name="job", ID="two")
+
+
+@pytest.mark.root
+@pytest.mark.program("mount", "umount")
+def test_a_full_disk_keeps_no_volume_mounted_and_no_plugin_from_starting(plugin: Plugin) -> None:
+    plugin.ask("List")
+    plugin.stop()
+    options = ["-t", "tmpfs", "-o", "size=64k,mode=711", "none", plugin.state]
+    subprocess.run(["mount", *options], check=True, timeout=60)
+    try:
+        plugin.start()
+        plugin.ask("Create", Name="job", Opts={"snapshot": "base"})
+        place = mounted(plugin, "job")
+        mounted(plugin, "job", "two")
+        ballast = filled(plugin.state)
+        (place / "new").write_bytes(b"kept")
+        assert "No space left" in plugin.refused("Unmount", Name="job", ID="two")
+        assert mounted(plugin, "job", "two") == place  # which is written down already
+        plugin.stop(signal.SIGKILL)
+        plugin.dedupfs("umount", place)
+        plugin.start()
+        assert plugin.ask("Path", Name="job")["Mountpoint"] == ""
+        assert "No space left" in plugin.refused("Mount", Name="job", ID="one")
+        assert mount_at(place) is None
+        ballast.unlink()
+        assert (mounted(plugin, "job") / "new").read_bytes() == b"kept"
+        filled(plugin.state)
+        plugin.ask("Unmount", Name="job", ID="one")
+        assert mount_at(place) is None
+        ballast.unlink()
+        plugin.ask("Remove", Name="job")
+        plugin.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", plugin.state], check=True, timeout=60)
+    plugin.start()
+    assert plugin.ask("List")["Volumes"] == []
 
 
 @pytest.mark.root
