@@ -46,6 +46,7 @@ def test_its_socket_starts_it_and_mounts_outlive_it(plugin: Host) -> None:
     plugin.run("systemctl is-active dedupfs-volumes.service")
     call(plugin, "VolumeDriver.Create", Name="unit")
     where = call(plugin, "VolumeDriver.Mount", Name="unit", ID="one")["Mountpoint"]
+    plugin.run(f"mountpoint {where}")  # asked outside of the service: its mounts are everybody's
     plugin.run(f"echo kept > {where}/file")
     pid = plugin.show("dedupfs-volumes.service", "MainPID")
     plugin.run("systemctl restart dedupfs-volumes.service")
