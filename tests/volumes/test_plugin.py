@@ -167,7 +167,7 @@ def test_a_dead_mount_is_mounted_again(plugin: Plugin) -> None:
 def test_a_full_disk_keeps_no_volume_mounted_and_no_plugin_from_starting(plugin: Plugin) -> None:
     plugin.ask("List")
     plugin.stop()
-    options = ["-t", "tmpfs", "-o", "size=64k,mode=711", "none", plugin.state]
+    options = ["-t", "tmpfs", "-o", "size=64k,mode=711", "none", str(plugin.state)]
     subprocess.run(["mount", *options], check=True, timeout=60)
     try:
         plugin.start()
