@@ -82,13 +82,13 @@ class Housekeeper:
         plan = self._view.prepare_fold()
         await trio.to_thread.run_sync(plan.run)
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, *, hurried: bool = False) -> None:
         """Free what the fold let go of, in slices between which requests are answered.
 
         What reads, waits or changes files is done in a thread; only the index's transactions are
         this one's.
         """
-        for work in self._view.relief.giving_back():
+        for work in self._view.relief.giving_back(hurried=hurried):
             await trio.to_thread.run_sync(work)
 
     async def make_room(self) -> bool:
@@ -96,21 +96,25 @@ class Housekeeper:
 
         Others' garbage is looked for only now and then, since a full disk is asked often.
         """
+        may_help = False
         with trio.move_on_after(ROOM_WAIT_S):
             async with self._one_at_a_time:
-                may_help = self._view.has_changes
+                has_folded = may_help = self._view.has_changes
                 if may_help:
                     await self._prepare()
                     self._view.fold()
-                    await self._give_back()
-                if self._view.relief.is_room_low():
-                    may_help = await self._look_for_garbage() > 0 or may_help
-                return may_help
-        return False
+                    await self._give_back(hurried=True)
+                if self._may_search() and self._view.relief.is_room_low():
+                    may_help = True  # even if the time is up before all of it is back
+                    may_help = await self._look_for_garbage() > 0 or has_folded
+        return may_help
+
+    def _may_search(self) -> bool:
+        return self._auto_gc and trio.current_time() >= self._next_search_s
 
     async def _look_for_garbage(self) -> int:
         """Return how many bytes of disk came back: none when it was tried a moment ago."""
-        if not self._auto_gc or trio.current_time() < self._next_search_s:
+        if not self._may_search():
             return 0
         self._next_search_s = trio.current_time() + LOOK_AGAIN_S
         steps = self._view.relief.making_room()
@@ -120,7 +124,11 @@ class Housekeeper:
             except StopIteration as done:
                 gained_bytes: int = done.value
                 break
-            await trio.to_thread.run_sync(work)
+            try:
+                await trio.to_thread.run_sync(work)
+            except trio.Cancelled:
+                self._next_search_s = 0.0  # whoever waits for room next goes on with it
+                raise
         log.info("disk low, gave back view=%s disk_bytes=%d", self._view.name, gained_bytes)
         return gained_bytes
 

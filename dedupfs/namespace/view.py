@@ -399,7 +399,7 @@ class View:
         """Give back what was deleted since the last fold."""
         if self._first_change_s is not None and not self._is_to_be_tried_again:
             self.fold()
-            run_steps(self.relief.giving_back())
+            run_steps(self.relief.giving_back(hurried=True))
 
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""

@@ -357,12 +357,12 @@ class FakeView:
     def is_room_low(self) -> bool:
         return self.room_low
 
-    def making_room(self) -> Generator[Callable[[], None], None, int]:
+    def making_room(self) -> Generator[Callable[[], object], None, int]:
         self._call("making_room")
         yield from ()  # trio's jumping clock would not wait for a thread
         return self.gained_bytes
 
-    def giving_back(self) -> Iterator[Callable[[], None]]:
+    def giving_back(self, *, hurried: bool = False) -> Iterator[Callable[[], None]]:
         return iter(())
 
     def wants_fold(self) -> bool:

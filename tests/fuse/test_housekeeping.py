@@ -4,6 +4,8 @@ Method: trio's clock jumps to the next timer, so hours pass in no time.
 """
 
 import threading
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,12 @@ testing = pytest.importorskip("trio.testing")
 pytest.importorskip("pyfuse3")
 
 from dedupfs.errors import StoreFullError  # noqa: E402
-from dedupfs.fuse.housekeeping import LOOK_AGAIN_S, RETRY_INTERVAL_S, Housekeeper  # noqa: E402
+from dedupfs.fuse.housekeeping import (  # noqa: E402
+    LOOK_AGAIN_S,
+    RETRY_INTERVAL_S,
+    ROOM_WAIT_S,
+    Housekeeper,
+)
 from tests.fuse.fakes import FakePlan, FakeView  # noqa: E402
 
 
@@ -99,6 +106,39 @@ async def test_a_write_on_a_full_disk_folds_and_looks_for_garbage(autojump_clock
     view.gained_bytes = 4096
     await trio.sleep(LOOK_AGAIN_S)
     assert await keeper.make_room()
+
+
+async def test_a_search_that_takes_too_long_is_gone_on_with_by_the_next_write(
+    mock_clock: Any,
+) -> None:
+    view = FakeView()
+    view.room_low = True
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow_search() -> Generator[Callable[[], object], None, int]:
+        view.calls.append("making_room")
+        yield entered.set
+        yield lambda: go_on.wait(60)
+        yield lambda: None
+        return 0
+
+    view.making_room = slow_search  # type: ignore[method-assign]
+    keeper = Housekeeper(view.as_view())
+    tried_again: list[bool] = []
+
+    async def write() -> None:
+        tried_again.append(await keeper.make_room())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await trio.to_thread.run_sync(entered.wait, 60)
+        mock_clock.jump(ROOM_WAIT_S + 1)
+        go_on.set()
+    assert tried_again == [True], "what has come back until then may be enough"
+    assert not await keeper.make_room(), "nothing came back by all of it"
+    assert view.calls == ["making_room"] * 2
+    assert not await keeper.make_room()
+    assert view.calls == ["making_room"] * 2, "and not more often"
 
 
 async def test_a_write_does_not_wait_for_ever_for_a_commit_that_waits_for_it(
