@@ -1,7 +1,8 @@
 """What a supervisor tells the service manager that started it: ready, reloading, stopping, alive.
 
 Datagrams to the socket in NOTIFY_SOCKET, as libsystemd sends them; without one nothing is said. A
-mount works whether or not anybody listens, so a datagram that cannot be sent is lost, and logged.
+mount works whether or not anybody listens, so a datagram that cannot be sent is lost, and the first
+one of several is logged.
 Source: sd_notify(3), sd_watchdog_enabled(3), systemd.service(5) (Type=notify).
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ServiceManager:
     """Who wants to know. ``address`` is empty when nobody does.
 
@@ -26,6 +27,8 @@ class ServiceManager:
     address: str = ""
     watchdog_s: float = 0.0
     subject: str = ""
+    _hears: bool = True
+    """Whether it was told the last thing that was said."""
 
     @classmethod
     def from_environment(
@@ -86,4 +89,8 @@ class ServiceManager:
             try:
                 line.sendto(os.fsencode(text), address)
             except OSError as exc:
-                log.warning("the service manager was not told %s: %s", assignments[0], exc)
+                if self._hears:
+                    log.warning("the service manager was not told %s: %s", assignments[0], exc)
+                self._hears = False
+            else:
+                self._hears = True

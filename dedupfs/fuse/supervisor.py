@@ -189,7 +189,11 @@ class _Supervisor:
         if child.has_said_more:  # it is this process that was stopped, or busy
             return 0.0
         child.may_be_silent = True
-        if self.baton is not None and _is_connected(self.baton.device):
+        if self.baton is None:
+            return None
+        if not _is_connected(self.baton.device):  # by umount(8): it puts the view away
+            self.manager.stopping()  # which is not to be watched any longer
+        else:
             log.critical("no sign of life for %.1f s, killed pid=%d", patience_s, child.pid)
             os.kill(child.pid, signal.SIGKILL)
         return None

@@ -114,9 +114,27 @@ def test_a_manager_that_is_gone_is_a_line_in_the_log(
 ) -> None:
     assert callable(allow_log)
     allow_log(UNHEARD)
-    ServiceManager(address).ready(7)
+    manager = ServiceManager(address, 8.0)
+    manager.ready(7)
+    for _ in range(3):  # at every sign of life the log would fill
+        manager.alive()
     (said,) = caplog.messages
     assert said.startswith(f"{UNHEARD} READY=1: ")
+
+
+def test_a_manager_that_goes_again_is_another_line_in_the_log(
+    listener: Listener, caplog: pytest.LogCaptureFixture, allow_log: object
+) -> None:
+    assert callable(allow_log)
+    allow_log(UNHEARD)
+    manager = ServiceManager(listener.address, 8.0)
+    for expected in (1, 2):
+        while len(caplog.messages) < expected:  # until its queue is full: net.unix.max_dgram_qlen
+            manager.alive()
+        manager.stopping()
+        assert len(caplog.messages) == expected
+        assert listener.hear_all()[:1] == [["WATCHDOG=1"]]
+        manager.alive()
 
 
 @pytest.mark.parametrize(
@@ -141,15 +159,15 @@ def test_who_watches_is_said_by_the_environment(
 
 
 PROGRAM = """
-import logging, os, signal, sys
+import os, signal, socket
 from dedupfs.fuse import supervisor
 from dedupfs.fuse.notifying import ServiceManager
 from dedupfs.fuse.relay import Baton
 
 def serve(baton, ready):
     if baton is None:
-        reader, writer = os.pipe()
-        ready(Baton('v', b'', b'p', {'device': reader, 'other end': writer}))
+        here, there = socket.socketpair()
+        ready(Baton('v', b'', b'p', {'device': here.fileno(), 'other end': there.fileno()}))
         BODY
     else:
         ready(None)
@@ -187,6 +205,19 @@ def test_a_daemon_is_alive_as_often_as_it_says_so_and_ready_again_is_the_next_on
     assert heard[5:] == ["READY=1", "WATCHDOG=1"]
     assert b"no sign of life for 2.0 s" in said
     assert listener.hear_all() == []
+
+
+def test_a_daemon_that_puts_away_what_somebody_has_unmounted_is_watched_no_longer(
+    listener: Listener,
+) -> None:
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
+    body = blocked + "here.shutdown(socket.SHUT_RDWR); ready(None); signal.sigwait([15])"
+    with supervised(body, listener, WATCHDOG_USEC="2000000") as process:
+        heard = [listener.hear()[0] for _ in range(4)]
+        process.terminate()
+        _out, said = process.communicate(timeout=END_TIMEOUT_S)
+    assert heard == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_a_daemon_that_does_not_answer_is_not_ready(listener: Listener) -> None:
