@@ -53,6 +53,13 @@ class Image:
         self._mounted = False
 
     def mount(self) -> None:
+        """Mount it; where its device went to somebody else meanwhile, on another one.
+
+        Who detaches a device that was given on in that very moment marks the new owner's: that one
+        goes with the next unmount (loop(4), LO_FLAGS_AUTOCLEAR).
+        """
+        if not self._is_attached():
+            self._device = attach(self.file)
         options = {"ext4": "noatime", "xfs": "noatime,nouuid"}[self.kind]
         command = ["mount", "-t", self.kind, "-o", options, self._device, str(self.path)]
         subprocess.run(command, check=True)
@@ -86,11 +93,19 @@ class Image:
             self.unmount()
             copied = self.file.with_suffix(".copy")
             subprocess.run(["cp", "--sparse=always", self.file, copied], check=True)
-            subprocess.run(["losetup", "--detach", self._device], check=True)
+            if self._is_attached():
+                subprocess.run(["losetup", "--detach", self._device], check=True)
             copied.rename(self.file)
             self._device = attach(self.file)
             self.mount()
             assert self._is_alive()
+
+    def _is_attached(self) -> bool:
+        file = Path("/sys/block", Path(self._device).name, "loop/backing_file")
+        try:
+            return file.read_text().rstrip("\n") == str(self.file)
+        except FileNotFoundError:
+            return False
 
     def _is_alive(self) -> bool:
         """Whether the file system takes changes."""
@@ -103,7 +118,8 @@ class Image:
     def remove(self) -> None:
         if self._mounted:
             self.unmount()
-        subprocess.run(["losetup", "--detach", self._device], check=True)
+        if self._is_attached():
+            subprocess.run(["losetup", "--detach", self._device], check=True)
         self.file.unlink()
 
 
