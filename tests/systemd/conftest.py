@@ -34,7 +34,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Host]:
-    """A machine with our programs and units and a store in it; all tests change this one."""
+    """A machine with our programs and units and a store in it; all tests change this one.
+
+    The store is right in the end.
+    """
     host = Host(tmp_path_factory.mktemp("host"), image.path)
     try:
         try:  # whether such a machine boots here is seen without anything of ours in it
@@ -49,6 +52,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[
         host.run("dedupfs init /data/store && mkdir /data/mnt /data/other")
         host.put("/etc/dedupfs/ckpts.env", ENVIRONMENT)
         yield host
+        if host.nspawn is not None:  # a test that failed has said so
+            host.run(CHECK)
     finally:
         host.remove()
 
@@ -63,11 +68,15 @@ def host(machine: Host) -> Host:
 
 @pytest.fixture
 def service(host: Host) -> Iterator[Host]:
-    """The machine with its service running, which is stopped and whose store is right after it."""
+    """The machine with its service running, which is stopped after it."""
     host.run("systemctl reset-failed")  # and how often one was started: systemctl(1)
     host.run("systemctl start dedupfs@ckpts")
     yield host
     host.run("systemctl stop dedupfs@ckpts")
     assert host.run("systemctl is-active dedupfs@ckpts", code=3) == "inactive"
     host.run("! grep fuse.dedupfs /proc/mounts")
-    host.run(CHECK)
+
+
+def open_files(host: Host, pid: str) -> int:
+    """Return how many files a process may have open."""
+    return int(host.run(f"grep 'Max open files' /proc/{pid}/limits").split()[3])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.systemd.conftest import CHECK, MARKS
+from tests.systemd.conftest import ENVIRONMENT, MARKS, open_files
 from tests.systemd.host import Host
 
 pytestmark = MARKS
@@ -22,6 +22,7 @@ def test_a_service_is_started_when_its_mount_answers_and_says_what_it_does(servi
     service.run("grep '/data/mnt fuse.dedupfs' /proc/mounts")
     status = service.show("dedupfs@ckpts", "StatusText")
     assert status.startswith("/data/store on /data/mnt, answered by process ")
+    assert service.show("dedupfs@ckpts", "WatchdogUSec") == "3min"
     service.run("echo kept > /data/mnt/file")
     service.run("systemctl restart dedupfs@ckpts && grep kept /data/mnt/file")
 
@@ -31,6 +32,8 @@ def test_a_sandboxed_service_has_the_mount_namespace_of_all(service: Host) -> No
     assert service.run(f"readlink /proc/{pid}/ns/mnt") == service.run("readlink /proc/1/ns/mnt")
     assert service.run(f"grep Seccomp: /proc/{pid}/status").split() == ["Seccomp:", "2"]
     assert service.run(f"grep NoNewPrivs: /proc/{pid}/status").split() == ["NoNewPrivs:", "1"]
+    for process in (pid, service.run(f"cat /proc/{pid}/task/*/children")):
+        assert open_files(service, process) > 1024  # systemd-system.conf(5), DefaultLimitNOFILE=
 
 
 def test_a_killed_daemon_is_replaced_under_open_files(service: Host) -> None:
@@ -45,24 +48,23 @@ def test_a_killed_daemon_is_replaced_under_open_files(service: Host) -> None:
 
 
 @pytest.fixture
-def watched(host: Host) -> Iterator[Callable[[int], str]]:
-    """Start the service with so many seconds of patience; return its main process."""
+def impatient(host: Host) -> Iterator[Callable[[str], str]]:
+    """Start the service with another limit; return its main process."""
 
-    def start(watchdog_s: int) -> str:
-        host.put(f"{DROP_INS}/watch.conf", f"[Service]\nWatchdogSec={watchdog_s}s\n")
+    def start(limit: str) -> str:
+        host.put(f"{DROP_INS}/limit.conf", f"[Service]\n{limit}\n")
         host.run("systemctl daemon-reload")
         host.run("systemctl reset-failed; systemctl start dedupfs@ckpts")
         return host.show("dedupfs@ckpts", "MainPID")
 
     yield start
     host.run(f"systemctl stop dedupfs@ckpts; rm -r {DROP_INS}; systemctl daemon-reload")
-    host.run(CHECK)
 
 
 def test_a_daemon_that_hangs_is_replaced_under_open_files(
-    host: Host, watched: Callable[[int], str]
+    host: Host, impatient: Callable[[str], str]
 ) -> None:
-    pid = watched(12)
+    pid = impatient("WatchdogSec=12s")
     hanging = host.run(f"cat /proc/{pid}/task/*/children")
     host.run(
         "exec 3> /data/mnt/open; echo one >&3; "
@@ -74,15 +76,37 @@ def test_a_daemon_that_hangs_is_replaced_under_open_files(
 
 
 def test_a_supervisor_that_hangs_is_ended_and_its_view_mounted_anew(
-    host: Host, watched: Callable[[int], str]
+    host: Host, impatient: Callable[[str], str]
 ) -> None:
-    pid = watched(10)
+    pid = impatient("WatchdogSec=8s")
     host.run(f"echo kept > /data/mnt/file; sync /data/mnt/file; kill -STOP {pid}")
     host.until("test $(systemctl show -P NRestarts dedupfs@ckpts) -ge 1")
     host.until("systemctl is-active dedupfs@ckpts")
     host.run("grep kept /data/mnt/file && echo more > /data/mnt/file")
     assert host.show("dedupfs@ckpts", "MainPID") != pid
     assert "Watchdog timeout" in host.run("journalctl --boot --unit dedupfs@ckpts")
+
+
+def test_a_stop_that_never_ends_is_ended_and_what_was_closed_is_kept(
+    host: Host, impatient: Callable[[str], str]
+) -> None:
+    pid = impatient("TimeoutStopSec=2s")
+    host.run("echo closed > /data/mnt/hung")
+    hanging = host.run(f"cat /proc/{pid}/task/*/children")
+    host.run(f"kill -STOP {hanging}; systemctl stop dedupfs@ckpts")
+    assert host.show("dedupfs@ckpts", "Result") == "timeout"
+    host.run("systemctl start dedupfs@ckpts && grep closed /data/mnt/hung")
+
+
+def test_a_service_that_is_stopped_under_open_files_loses_nothing_of_them(service: Host) -> None:
+    user = "cd /data/mnt && exec 3> open && echo kept >&3 && echo $$ && exec sleep infinity"
+    with service.start(user) as process:
+        assert process.stdout is not None
+        pid = process.stdout.readline().strip()
+        service.run("systemctl stop dedupfs@ckpts && ! grep /data/mnt /proc/mounts")
+        assert service.show("dedupfs@ckpts", "Result") == "success"
+        service.run("systemctl start dedupfs@ckpts && grep -x kept /data/mnt/open")
+        service.run(f"kill {pid}")
 
 
 def test_a_service_that_is_killed_as_a_whole_is_mounted_anew(service: Host) -> None:
@@ -110,3 +134,11 @@ def test_a_store_that_is_not_there_is_not_made_in_its_place(host: Host) -> None:
     host.run("systemctl start dedupfs@none", code=1)
     host.run("systemctl stop dedupfs@none; ! test -e /data/none")
     assert "no store in /data/none" in host.journal()
+
+
+def test_what_can_never_be_mounted_is_not_tried_again(host: Host) -> None:
+    host.put("/etc/dedupfs/wrong.env", f"{ENVIRONMENT}OPTIONS=--frobnicate\n")
+    host.run("systemctl start dedupfs@wrong", code=1)
+    assert host.run("systemctl is-failed dedupfs@wrong") == "failed"
+    assert host.show("dedupfs@wrong", "ExecMainStatus") == "2"
+    host.run("systemctl reset-failed")

@@ -38,7 +38,7 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(machine: Host) -> User:
+def user(machine: Host) -> Iterator[User]:
     host = machine
     host.run(f"useradd --create-home --home-dir {HOME} {NAME}")
     uid = host.run(f"id -u {NAME}")
@@ -50,19 +50,21 @@ def user(machine: Host) -> User:
     user.run(f"dedupfs init {HOME}/store && mkdir -p {HOME}/mnt {HOME}/.config/dedupfs")
     user.run(f"printf '{ENVIRONMENT}' > {HOME}/.config/dedupfs/mine.env")
     host.put("/etc/dedupfs/mine.env", ENVIRONMENT)
-    return user
+    yield user
+    user.run(f"dedupfs check {HOME}/store")
 
 
 @pytest.fixture
-def checked(user: User) -> Iterator[User]:
+def unmounted(user: User) -> Iterator[User]:
+    """The user, whose mount is gone in the end."""
     yield user
-    user.run(f"! grep {HOME}/mnt /proc/mounts && dedupfs check {HOME}/store")
+    user.run(f"! grep {HOME}/mnt /proc/mounts")
 
 
 def test_a_users_service_is_upgraded_killed_mounted_anew_and_there_after_a_boot(
-    checked: User,
+    unmounted: User,
 ) -> None:
-    user = checked
+    user = unmounted
     user.run("systemctl --user start dedupfs@mine")
     pid = user.run("systemctl --user show -P MainPID dedupfs@mine")
     assert user.host.run(f"stat --format=%u /proc/{pid}") == user.uid
@@ -89,28 +91,28 @@ def test_a_users_store_that_is_not_there_is_not_made(user: User) -> None:
     user.run("systemctl --user stop dedupfs@none; ! test -e ~/none")
 
 
-def test_roots_service_may_be_a_users_with_the_drop_in_of_the_guide(checked: User) -> None:
+def test_roots_service_may_be_a_users_with_the_drop_in_of_the_guide(unmounted: User) -> None:
     guide = (REPOSITORY / "docs" / "guide" / "systemd.md").read_text()
     found = re.search(r"```ini\n(\[Service\]\nUser=.*?)```", guide, re.DOTALL)
     assert found is not None
     drop_in = found[1].replace("User=me\n", f"User={NAME}\n")
     assert drop_in != found[1]
-    host, directory = checked.host, f"{DROP_INS}/dedupfs@mine.service.d"
+    host, directory = unmounted.host, f"{DROP_INS}/dedupfs@mine.service.d"
     host.put(f"{directory}/user.conf", drop_in)
     host.run("systemctl daemon-reload && systemctl start dedupfs@mine")
     pid = host.show("dedupfs@mine", "MainPID")
-    assert host.run(f"stat --format=%u /proc/{pid}") == checked.uid
+    assert host.run(f"stat --format=%u /proc/{pid}") == unmounted.uid
     assert host.run(f"grep CapEff: /proc/{pid}/status").split() == ["CapEff:", "0" * 16]
-    checked.run("echo kept > ~/mnt/file")
+    unmounted.run("echo kept > ~/mnt/file")
     host.run("systemctl kill --signal=KILL dedupfs@mine")
     host.until("test $(systemctl show -P NRestarts dedupfs@mine) = 1")
     host.until("systemctl is-active dedupfs@mine")
-    checked.run("grep kept ~/mnt/file")
+    unmounted.run("grep kept ~/mnt/file")
     host.run(f"systemctl stop dedupfs@mine; rm -r {directory}; systemctl daemon-reload")
 
 
-def test_gc_and_scrub_of_a_users_store_below_home_run_as_that_user(checked: User) -> None:
-    host = checked.host
+def test_gc_and_scrub_of_a_users_store_below_home_run_as_that_user(unmounted: User) -> None:
+    host = unmounted.host
     instance = host.run(f"systemd-escape --path {HOME}/store")
     for name in ("gc", "scrub"):
         unit = f"dedupfs-{name}@{instance}.service"
@@ -120,10 +122,10 @@ def test_gc_and_scrub_of_a_users_store_below_home_run_as_that_user(checked: User
         assert host.show(unit, "Result") == "success"
         assert host.show(unit, "ExecMainStatus") == "0"
         host.run(f"rm -r '{directory}'; systemctl daemon-reload")
-    assert checked.run(f"find {HOME}/store ! -user {NAME}") == ""
+    assert unmounted.run(f"find {HOME}/store ! -user {NAME}") == ""
 
 
-def test_labels_are_for_root_alone(checked: User) -> None:
-    said = checked.run("mount.dedupfs ~/store ~/mnt -o context=u:object_r:t:s0", code=32)
+def test_labels_are_for_root_alone(unmounted: User) -> None:
+    said = unmounted.run("mount.dedupfs ~/store ~/mnt -o context=u:object_r:t:s0", code=32)
     assert said.startswith(f"mount.dedupfs: cannot mount on {HOME}/mnt: context=")
     assert said.endswith("is for root alone")
