@@ -63,7 +63,15 @@ def examples() -> list[str]:
     return [re.split(r"[|>]", line)[0] for line in lines if line.startswith("dedupfs ")]
 
 
-@pytest.mark.parametrize("line", examples())
+def documented_examples() -> list[str]:
+    """Return those of docs/cli.md: what it shows indented, but not how a command is used."""
+    text = (REPOSITORY / "docs" / "cli.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^    (dedupfs .*)$", text, re.MULTILINE)
+    shown = [re.split(r"[|>&#]", line)[0] for line in lines if not re.search(r"\[|\.\.\.", line)]
+    return [line for line in shown if not re.search(r" [A-Z]{2,}\b", line)]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys([*examples(), *documented_examples()]))
 def test_an_example_is_what_the_command_understands(line: str) -> None:
     context: click.Context | None = None
     command: click.Command = app
