@@ -22,7 +22,7 @@ from dedupfs.maintenance.blocks import (
     inode_of,
     stat_files,
 )
-from dedupfs.maintenance.release import Exclusive, Release, sum_of_sizes
+from dedupfs.maintenance.release import Exclusive, Release, has_gone, sum_of_sizes
 from dedupfs.model import PackKind, RecordId, RecordKind, SnapshotInfo, TreeEntry
 from dedupfs.namespace.rows import (
     TOMBSTONE_OWNER,
@@ -181,12 +181,32 @@ class Forecast:
         )
 
     def view_root(self, row: ViewRow) -> TreeEntry | None:
-        """Return the root of a view; None when it cannot be read."""
+        """Return the root of a view, a later one if that is gone; None: cannot be read, or no view.
+
+        A mounted view goes on while this looks: each of its folds frees the root before.
+        """
         try:
             return decode_view_root(self._store.get(row.root_id, RecordKind.VIEW_ROOT)).root
         except StoreError as exc:
-            self.damaged[f"view {row.name!r}: {exc}"] = None
-            return None
+            if not has_gone(self._store, self._txn, row.root_id):
+                self.damaged[f"view {row.name!r}: {exc}"] = None
+                return None
+        return self._later_view_root(row.name)
+
+    def _later_view_root(self, name: str) -> TreeEntry | None:
+        while True:
+            with self._store.reading() as now:
+                stored = now.get(Table.VIEWS, name.encode("utf-8", "surrogateescape"))
+                if stored is None:
+                    return None
+                root_id = None
+                try:
+                    root_id = decode_view_row(stored).root_id
+                    return decode_view_root(self._store.get(root_id, RecordKind.VIEW_ROOT)).root
+                except StoreError as exc:
+                    if root_id is None or not has_gone(self._store, now, root_id):
+                        self.damaged[f"view {name!r}: {exc}"] = None
+                        return None
 
     def _logical(self, root: TreeEntry) -> int:
         """Return the logical bytes of a scope. Its root may or may not count hard-linked files."""
@@ -199,9 +219,15 @@ class Forecast:
                     self._reader.entries(tree_id_of(root))
                 ) + sum_of_sizes(self._reader.entries(links_id))
             except StoreError as exc:
-                self.damaged[str(exc)] = None
+                if not self._has_gone(root):
+                    self.damaged[str(exc)] = None
                 return root.size
         return self._scope_bytes[root.content]
+
+    def _has_gone(self, root: TreeEntry) -> bool:
+        """Whether a scope has been removed since: its tree of names or of links is gone."""
+        ids = (tree_id_of(root), links_id_of(root))
+        return any(found and has_gone(self._store, self._txn, found) for found in ids)
 
     # --- garbage ------------------------------------------------------------------------------
 

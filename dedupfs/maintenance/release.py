@@ -175,6 +175,8 @@ class Release:
             if pack is None:
                 raise CorruptError(f"pack {location.pack} is not in the index")
         except StoreError as exc:
+            if has_gone(self._store, self._txn, record_id):
+                return []  # there is nothing left of it to free, nor to be followed
             self.problems[f"{exc}; run 'dedupfs check'"] = None
             self.unreadable_snapshot |= row[:1] == bytes([RecordKind.SNAPSHOT])
             return []
@@ -241,8 +243,14 @@ class Release:
             try:
                 shared += weight * sum_of_sizes(self._reader.entries(tree_id))
             except StoreError as exc:
-                self.problems[f"{exc}; run 'dedupfs check'"] = None
+                if not has_gone(self._store, self._txn, tree_id):
+                    self.problems[f"{exc}; run 'dedupfs check'"] = None
         return shared
+
+
+def has_gone(store: Store, txn: ReadTxn, record_id: RecordId) -> bool:
+    """Whether a record of a state of the index is in the present one no more: that is no damage."""
+    return txn.get(Table.RECORDS, record_id) is not None and not store.has(record_id)
 
 
 def sum_of_sizes(entries: Iterable[TreeEntry]) -> int:

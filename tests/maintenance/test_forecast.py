@@ -5,6 +5,7 @@ That it is exact is test_space.py's.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from dedupfs.model import RecordId, RecordKind
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
+from dedupfs.namespace.views import remove_view
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.disk import File, RealDisk
 from tests.conftest import Scale
@@ -212,3 +214,46 @@ def test_a_hard_linked_pack_keeps_its_blocks(
     gone = 0 if pack.exists() else (tmp_path / "linked").stat().st_blocks * 512
     assert back - gone == garbage.disk_bytes + told.disk_bytes
     assert (tmp_path / "linked").stat().st_blocks * 512 >= 150_000
+
+
+def test_a_view_that_goes_on_meanwhile_is_no_damage(filled: Store) -> None:
+    view = View.bring_back(filled, "job")
+    write_new(view, b"one", 10_000)
+    view.fold()
+    with filled.reading() as txn:
+        played = Forecast(filled, txn)
+        row = played.view("job")
+        write_new(view, b"two", 20_000)
+        view.fold()
+        collect(filled)
+        root = played.view_root(row)
+        assert root is not None
+        assert root.size == 30_000, "as it is now, for as it was it is gone"
+        assert played.exclusive(views=["job"]).problems == ()
+        assert not played.damaged
+        view.close()
+        remove_view(filled, "job")
+        collect(filled)
+        assert played.view_root(row) is None
+        assert played.exclusive(views=["job"]).problems == ()
+        assert not played.damaged
+
+
+def write_new(view: View, name: bytes, length: int) -> None:
+    handle, _attr = view.create(ROOT_INODE, name, 0o644, Caller(0, 0))
+    view.write(handle, 0, noise(name.decode(), length))
+    view.release(handle)
+
+
+def test_a_snapshot_that_goes_meanwhile_is_no_damage(filled: Store, source: Path) -> None:
+    (source / "only here").write_bytes(noise("only", 9_000))
+    os.link(source / "only here", source / "also")
+    import_directory(filled, source, "short")
+    with filled.reading() as txn:
+        played = Forecast(filled, txn)
+        SnapshotCatalog(filled).remove(["short"])
+        collect(filled)
+        info, _ = played.snapshot("short")
+        assert played.logical_bytes(info) > 0
+        assert played.exclusive(["short"]).problems == ()
+        assert not played.damaged
