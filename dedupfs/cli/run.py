@@ -8,6 +8,7 @@ With the engine ``overlay`` that mount is read-only, and the kernel's overlayfs 
 """
 
 import os
+import shlex
 import signal
 import socket
 import time
@@ -173,6 +174,7 @@ class _Run:
         self._is_told = False
         self._run_directory = -1
         self._kept: Kept | None = None
+        """How to understand what overlayfs writes, if it is to become a snapshot."""
         self._above = ExitStack()
         """What covers the way to the store and to the scratch directory."""
 
@@ -196,9 +198,10 @@ class _Run:
     def _mount(self, stack: ExitStack) -> None:
         """Start the daemon, which imports meanwhile, and mount for it."""
         ours, theirs = socket.socketpair()
+        name = None if self._request is None else self._request.name
         with ours:
             with theirs:
-                starting = background.start(_daemon(self._order, theirs), {theirs.fileno()})
+                starting = background.start(_daemon(self._order, name, theirs), {theirs.fileno()})
             try:
                 private.enter()
                 binds = [private.open_bind(source, target) for source, target in self._binds]
@@ -241,6 +244,7 @@ class _Run:
                 top.gid,
                 top.xattrs,
             )
+            found.note(self._kept)
 
     def _connect(self, line: socket.socket, stack: ExitStack) -> None:
         """Mount, and hand the connection over."""
@@ -297,12 +301,14 @@ class _Run:
         """Make a snapshot of what overlayfs has shown; the daemon still holds what was below."""
         assert self._kept is not None
         self._above.close()
-        found.keep(self._kept)
+        found.keep()
         try:
             scratch.take_in(self._order.store, found.path, self._kept, request.name, request.tags)
         except BaseException:
-            again = f"dedupfs commit {self._order.store} NAME --upper {found.path}"
+            store, path = (shlex.quote(str(path)) for path in (self._order.store, found.path))
+            again = f"dedupfs commit {store} NAME --upper {path}"
             output.note(f"what the command wrote is kept in {found.path}; to take it in: {again}")
+            mountpoints.write_back(found.path)  # overlayfs has not; a power cut may come
             raise
         found.is_kept = False
 
@@ -344,8 +350,11 @@ class _Run:
                 os.unlink(live.anonymous_stem(daemon) + suffix, dir_fd=self._run_directory)
 
 
-def _daemon(order: Order, line: socket.socket) -> background.Body:
-    """Return what the daemon does: import, wait for its mount, serve it."""
+def _daemon(order: Order, name: str | None, line: socket.socket) -> background.Body:
+    """Return what the daemon does: import, wait for its mount, serve it.
+
+    ``name``: of the snapshot that is to be made in the end.
+    """
     # As the rest of the machine can reach it, with the rights of who runs the command.
     seen = Path(f"/proc/{os.getpid()}/root{order.served}")
 
@@ -354,6 +363,8 @@ def _daemon(order: Order, line: socket.socket) -> background.Body:
             from dedupfs.cli import upgrade
             from dedupfs.fuse import server, supervisor
             from dedupfs.fuse.relay import Baton
+            from dedupfs.namespace.snapshots import SnapshotCatalog
+            from dedupfs.store import Store
         except ImportError as exc:
             raise MountError(
                 f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
@@ -378,6 +389,9 @@ def _daemon(order: Order, line: socket.socket) -> background.Body:
 
         def serve(baton: Baton | None, ready: server.Ready) -> None:
             if baton is None:
+                if name is not None:  # told now, not when the command has done its work
+                    with Store.open(order.store) as store:
+                        SnapshotCatalog(store).require_free(name)
                 server.serve(order.store, seen, options, ready, connection)
             else:
                 mounted.serve(baton, ready)

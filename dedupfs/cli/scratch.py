@@ -6,7 +6,8 @@ Below the directory of the user's choice:
       lock                  held as long as the run or any process of its command lives
       lower/                where the snapshot is mounted, in the run's namespace alone
       upper/  work/         overlayfs's
-      kept.json             the command has succeeded, and this is to become a snapshot
+      note.json             how to understand it; renamed, which no full disk refuses, to
+      kept.json             when the command has succeeded, and this is to become a snapshot
 
 Knows no mount. Source: docs/cli.md, "run".
 """
@@ -25,13 +26,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dedupfs.errors import MountError, UsageError
-from dedupfs.fuse import overlay
+from dedupfs.fuse import overlay, private
 
 if TYPE_CHECKING:
     from dedupfs.model import SnapshotInfo
 
 PREFIX = "dedupfs-run-"
 LOCK_NAME = "lock"
+NOTE_NAME = "note.json"
 KEPT_NAME = "kept.json"
 
 
@@ -56,17 +58,28 @@ class Scratch:
     lock: int
     is_kept: bool = False
 
-    def keep(self, kept: Kept) -> None:
+    def note(self, kept: Kept) -> None:
+        """Note what ``keep`` will need, before a command can fill the disk.
+
+        Raises:
+            MountError: refused.
+        """
+        try:
+            (self.path / NOTE_NAME).write_bytes(msgspec.json.encode(kept))
+        except OSError as exc:
+            raise MountError(f"cannot write in {self.path}: {exc.strerror}") from exc
+
+    def keep(self) -> None:
         """From now on nothing but the user, or having been taken in, removes it.
 
         Raises:
-            MountError: that cannot even be noted.
+            MountError: it is not there any more.
         """
-        self.is_kept = True
         try:
-            (self.path / KEPT_NAME).write_bytes(msgspec.json.encode(kept))
+            os.rename(self.path / NOTE_NAME, self.path / KEPT_NAME)
         except OSError as exc:
-            raise MountError(f"cannot write in {self.path}: {exc.strerror}") from exc
+            raise MountError(f"cannot rename in {self.path}: {exc.strerror}") from exc
+        self.is_kept = True
 
     def close(self) -> None:
         """Remove it, unless it is kept."""
@@ -96,7 +109,10 @@ def make(base: Path | None) -> Scratch:
 
 def _make_one(base: Path) -> Scratch | None:
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.fstat(lock).st_nlink:
@@ -123,8 +139,12 @@ def remove_dead(base: Path) -> None:
 
 
 def _remove_if_dead(path: Path) -> None:
-    """Remove it if nobody holds its lock: one without a lock is just being made."""
-    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Remove it if nobody holds its lock, or if it is empty: so one begins and ends."""
+    try:
+        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        path.rmdir()
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (path / KEPT_NAME).exists():
@@ -208,6 +228,9 @@ def take_in_kept(
         os.close(lock)
         raise UsageError(f"{path} belongs to a 'dedupfs run' that still runs") from exc
     try:
+        if os.geteuid() != 0:
+            with suppress(MountError):  # then what forbids its owner to read it cannot be taken in
+                private.enter()
         info = take_in(store_path, path, kept, name, tags)
         try:
             remove(path)

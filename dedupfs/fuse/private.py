@@ -130,7 +130,8 @@ def _bind_target(what: Bind, root: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        if not target.exists():  # what is there stays as it is: overlayfs would copy it to write
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     return target
 
 

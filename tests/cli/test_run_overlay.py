@@ -221,6 +221,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def take_in_what_its_owner_may_not_read(store: Path, upper_dir: Path) -> None:
+    script = "mkdir -p dark/in; echo 1 >dark/in/file; echo 2 >secret; chmod 0 secret dark/in dark"
+    options = ["--engine", "overlay", "--upper-dir", upper_dir, "--commit", "kept"]
+    as_user("limit", store, "1KiB")
+    as_user("run", store, "snap", *options, "--", "sh", "-ec", script, code=5)
+    as_user("limit", store, "none")
+    (kept,) = upper_dir.glob("dedupfs-run-*")
+    as_user("commit", store, "kept", "--upper", kept)
+    assert as_user("cat", store, "kept:dark/in/file", "kept:secret") == "1\n2\n"
+
+
 def test_so_they_do_for_an_ordinary_user(
     users_store: Path, tmp_path: Path, upper_dir: Path, scale: Scale
 ) -> None:
@@ -235,6 +246,7 @@ def test_so_they_do_for_an_ordinary_user(
     as_user("import", users_store, place / "tree", "snap")
     job = Job(users_store, upper_dir, python, USER)
     done = {seed: do_in_both(job, place, seed, scale(300, 600)) for seed in seeds(scale(1, 50))}
+    take_in_what_its_owner_may_not_read(users_store, upper_dir)
     assert as_user("check", users_store).startswith("no problems")
     assert_nothing_left(users_store)
     for path in [users_store, *users_store.rglob("*")]:
@@ -246,10 +258,16 @@ def test_so_they_do_for_an_ordinary_user(
 def test_what_cannot_be_committed_is_kept_and_taken_in_later(
     snapshot: Path, upper_dir: Path, run: Run
 ) -> None:
-    script = "echo new > a.txt; rm -r sub; mkdir sub; chmod 000 sub"
-    _, err = in_overlay(snapshot, upper_dir, script, "--commit", "snap", code=2)
+    script = "echo new > a.txt; rm -r sub; mkdir sub; chmod 000 sub; echo ready; read x"
+    options = ["--engine", "overlay", "--upper-dir", upper_dir, "--commit", "taken"]
+    process = start(snapshot, "snap", *options, "--", "sh", "-ec", script)
+    assert process.stdout is not None
+    read_until(process.stdout, lambda said: said == b"ready\n")
+    run("clone", snapshot, "snap", "taken")
+    _, err = process.communicate(b"\n", timeout=END_TIMEOUT_S)
+    assert process.returncode == 2, err
     (kept,) = upper_dir.glob("dedupfs-run-*")
-    assert f"dedupfs commit {snapshot} NAME --upper {kept}" in err
+    assert f"dedupfs commit {snapshot} NAME --upper {kept}" in err.decode()
     in_overlay(snapshot, upper_dir, "true")
     assert kept.is_dir(), "another run has removed it"
     run("commit", snapshot, "later", "--upper", kept, "--tag", "ci=7")
@@ -257,6 +275,32 @@ def test_what_cannot_be_committed_is_kept_and_taken_in_later(
     assert run("ls", snapshot, "later").out.split() == ["a.txt", "pointer", "sub"]
     assert run("ls", snapshot, "later:sub").out == ""
     run("commit", snapshot, "again", "--upper", kept, code=2)
+
+
+def test_a_full_upper_directory_is_taken_in(snapshot: Path, upper_dir: Path, run: Run) -> None:
+    words = [sys.executable, "-m", "dedupfs", "run", snapshot, "snap", "--engine", "overlay"]
+    words += ["--upper-dir", upper_dir, "--commit", "made", "--"]
+    words += ["sh", "-c", "head -c 600000 /dev/urandom >some; ! cat /dev/zero >rest"]
+    script = f'mount -t tmpfs -o size=1m tmpfs {upper_dir} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=END_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done
+    assert "No space left" in done.stderr
+    listed = {row["path"]: row for row in run("ls", snapshot, "made", "--json").json}
+    assert listed["some"]["size"] == 600000
+    assert listed["rest"]["size"] > 100000
+
+
+def test_an_empty_directory_of_a_killed_run_goes_too(snapshot: Path, upper_dir: Path) -> None:
+    """A run makes its lock after its directory, and removes it before."""
+    (upper_dir / "dedupfs-run-begun").mkdir()
+    in_overlay(snapshot, upper_dir, "true")
 
 
 def test_what_a_killed_run_leaves_goes_with_the_next(
