@@ -96,14 +96,17 @@ def unanswered(device: int) -> list[Unanswered]:
     They stay unanswered: the handshake of the next daemon has the kernel send them once more.
     """
     found = []
+    # Written to before: a request fails with EIO when its reader is killed while the kernel copies
+    # it to a page that is not there yet (fs/fuse/dev.c, fuse_dev_do_read).
+    request = bytearray(b"\xff") * _REQUEST_BYTES_MAX
     os.set_blocking(device, False)
     try:
         os.write(device, _NOTIFY_RESEND)
         while True:
-            request = os.read(device, _REQUEST_BYTES_MAX)
+            stop = os.readv(device, [request])
             _length, opcode, unique, inode, _uid, _gid, pid = _IN_HEADER.unpack_from(request)
             if unique & _UNIQUE_RESEND:
-                body = request[_IN_HEADER.size + 4 :]
+                body = bytes(memoryview(request)[_IN_HEADER.size + 4 : stop])
                 found.append(Unanswered(unique & ~_UNIQUE_RESEND, opcode, inode, pid, body))
     except BlockingIOError:
         return found
