@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.powercut.machine import Image
-from tests.systemd.host import CannotBootError, Host
+from tests.systemd.host import REPOSITORY, CannotBootError, Host
 
 PROGRAMS = ("systemd-nspawn", "nsenter", "unshare", "setpriv", "mkfs.ext4")
 MARKS = [
@@ -49,6 +49,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[
         host.lose_power()
         host.install()
         host.boot()
+        for command in commands_of_the_guide(
+            "ln -s ", "systemctl link ", "systemctl daemon-reload"
+        ):
+            host.run(command)
         host.run("dedupfs init /data/store && mkdir /data/mnt /data/other")
         host.put("/etc/dedupfs/ckpts.env", ENVIRONMENT)
         yield host
@@ -75,6 +79,14 @@ def service(host: Host) -> Iterator[Host]:
     host.run("systemctl stop dedupfs@ckpts")
     assert host.run("systemctl is-active dedupfs@ckpts", code=3) == "inactive"
     host.run("! grep fuse.dedupfs /proc/mounts")
+
+
+def commands_of_the_guide(*starts: str) -> list[str]:
+    """Return those that start so, in the guide's order."""
+    guide = (REPOSITORY / "docs" / "guide" / "systemd.md").read_text()
+    found = [line for line in guide.splitlines() if line.startswith(starts)]
+    assert len(found) >= len(starts)
+    return found
 
 
 def open_files(host: Host, pid: str) -> int:

@@ -101,18 +101,15 @@ class Host:
             raise CannotBootError(str(exc)) from exc
 
     def install(self) -> None:
-        """Put our program and units into it; it keeps its journal from boot to boot."""
+        """Put our programs and units below INSTALLED; it keeps its journal from boot to boot."""
         (self.root / "var/log/journal").mkdir(parents=True, exist_ok=True)
         shutil.copytree(REPOSITORY / "dedupfs", self.root / INSTALLED.lstrip("/") / "dedupfs")
-        subprocess.run(["chmod", "--recursive", "a+rX", f"{self.root}{INSTALLED}"], check=True)
         for name in ("dedupfs", "mount.dedupfs", "umount.fuse.dedupfs"):
             self._write_program(name)
-        self._link("usr/local/bin/mount.dedupfs", "mount.dedupfs", "mount.fuse.dedupfs")
-        self._link("usr/local/bin/umount.fuse.dedupfs", "umount.fuse.dedupfs")
-        for unit in (REPOSITORY / "systemd").glob("dedupfs*"):
-            self.write(f"etc/systemd/system/{unit.name}", unit.read_text())
-        for unit in (REPOSITORY / "systemd" / "user").glob("dedupfs*"):
-            self.write(f"etc/systemd/user/{unit.name}", unit.read_text())
+        for manager, directory in (("system", "."), ("user", "user")):
+            for unit in (REPOSITORY / "systemd" / directory).glob("dedupfs*"):
+                self.write(f"{INSTALLED}/lib/systemd/{manager}/{unit.name}", unit.read_text())
+        subprocess.run(["chmod", "--recursive", "a+rX", f"{self.root}{INSTALLED}"], check=True)
         if sys.prefix != sys.base_prefix:
             self.binds.append(f"--bind-ro={sys.prefix}:{INSTALLED}/venv")
         base = Path(sys.base_prefix)
@@ -125,7 +122,7 @@ class Host:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of a machine that is not running."""
-        path = self.root / name
+        path = self.root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_text(text)
@@ -232,13 +229,8 @@ class Host:
         }
         text = f'#!/bin/sh\nexec {self.python} -c "import sys; '
         text += f'sys.argv[0] = \'{name}\'; {calls[name]}; sys.exit(main())" "$@"\n'
-        self.write(f"usr/local/bin/{name}", text)
-        (self.root / "usr/local/bin" / name).chmod(0o755)
-
-    def _link(self, target: str, *names: str) -> None:
-        sbin = "usr/sbin" if (self.root / "sbin").is_symlink() else "sbin"
-        for name in names:
-            (self.root / sbin / name).symlink_to(f"/{target}")
+        self.write(f"{INSTALLED}/bin/{name}", text)
+        (self.root / INSTALLED.lstrip("/") / "bin" / name).chmod(0o755)
 
     def _first_process(self) -> int:
         """Return nspawn's child, as soon as it is there."""

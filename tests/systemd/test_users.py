@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.systemd.conftest import MARKS
+from tests.systemd.conftest import MARKS, commands_of_the_guide
 from tests.systemd.host import REPOSITORY, Host
 
 pytestmark = MARKS
@@ -49,6 +49,8 @@ def user(machine: Host) -> Iterator[User]:
     user = User(host, uid)
     user.run(f"dedupfs init {HOME}/store && mkdir -p {HOME}/mnt {HOME}/.config/dedupfs")
     user.run(f"printf '{ENVIRONMENT}' > {HOME}/.config/dedupfs/mine.env")
+    for command in commands_of_the_guide("systemctl --user link "):
+        user.run(command)
     host.put("/etc/dedupfs/mine.env", ENVIRONMENT)
     yield user
     user.run(f"dedupfs check {HOME}/store")
