@@ -79,6 +79,7 @@ def _json(mounted: Mounted) -> dict[str, output.Json]:
         "state": mounted.state.value,
         "user": user_name(mounted.user) or None,
         "uid": mounted.user,
+        "allow_other": mounted.allow_other,
         "view": running.view or None if running else None,
         "snapshot": running.snapshot or None if running else None,
         "read_only": running.read_only if running else None,

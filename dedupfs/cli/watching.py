@@ -36,7 +36,8 @@ class State(enum.Enum):
 class Mounted:
     """One mount, or a daemon whose mount is in another namespace.
 
-    ``running`` None: no daemon answered. ``socket_path``: where it did.
+    ``running`` None: no daemon answered. ``socket_path``: where it did. ``user`` and
+    ``allow_other`` are None where the mount is not in sight.
     """
 
     store: Path
@@ -45,6 +46,7 @@ class Mounted:
     state: State
     running: live.Running | None = None
     socket_path: Path | None = None
+    allow_other: bool | None = None
 
     @property
     def advice(self) -> str:
@@ -123,10 +125,9 @@ def _of_store(store: Path, mounts: list[mountpoints.Mount]) -> Iterator[Mounted]
             state = states[mount.device]
             if state is State.LIVE:
                 state = State.SILENT if silent or _may_ask(store) else State.HIDDEN
-        yield _mounted(store, mount.mountpoint, mount.user, state, daemon)
+        yield _mounted(store, mount.mountpoint, state, daemon, mount)
     for daemon in answered.values():
-        where = Path(daemon.running.mountpoint)
-        yield _mounted(store, where, None, State.ELSEWHERE, daemon)
+        yield _mounted(store, Path(daemon.running.mountpoint), State.ELSEWHERE, daemon, None)
 
 
 def _by_device(
@@ -141,10 +142,21 @@ def _by_device(
 
 
 def _mounted(
-    store: Path, mountpoint: Path, user: int | None, state: State, daemon: live.Daemon | None
+    store: Path,
+    mountpoint: Path,
+    state: State,
+    daemon: live.Daemon | None,
+    mount: mountpoints.Mount | None,
 ) -> Mounted:
-    running = daemon.running if daemon else None
-    return Mounted(store, mountpoint, user, state, running, daemon.socket_path if daemon else None)
+    return Mounted(
+        store,
+        mountpoint,
+        mount.user if mount else None,
+        state,
+        daemon.running if daemon else None,
+        daemon.socket_path if daemon else None,
+        mount.allow_other if mount else None,
+    )
 
 
 def _ask_all(store: Path) -> tuple[dict[str, live.Daemon], bool]:

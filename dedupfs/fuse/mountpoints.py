@@ -37,7 +37,8 @@ class Mount:
     """One line of the mount table.
 
     ``device`` is ``major:minor`` of ``st_dev``; ``user`` is who mounted it, if it is FUSE's. What
-    is mounted below one that is ``shared`` comes up in other mount namespaces, too.
+    is mounted below one that is ``shared`` comes up in other mount namespaces, too. With
+    ``allow_other`` it lets other users in.
     """
 
     device: str
@@ -46,6 +47,7 @@ class Mount:
     source: str
     user: int | None = None
     shared: bool = False
+    allow_other: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -240,8 +242,11 @@ def _parse(line: str) -> Mount:
     fs_type, source, *super_options = right.split(" ")
     user = _USER.search(super_options[-1]) if super_options else None
     uid = None if user is None else int(user[1])
+    to_all = bool(super_options) and "allow_other" in super_options[-1].split(",")
     shared = any(field.startswith("shared:") for field in fields[6:])
-    return Mount(fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source), uid, shared)
+    return Mount(
+        fields[2], Path(_unescape(fields[4])), fs_type, _unescape(source), uid, shared, to_all
+    )
 
 
 def _unescape(field: str) -> str:

@@ -43,7 +43,7 @@ def test_each_mount_is_told_with_what_it_shows(run: Run, daemons: Daemons) -> No
     first = daemons.start("a")
     (first.path / "x").touch()
     run("commit", first.store, "snap")
-    daemons.start("b", view="job", snapshot="snap")
+    daemons.start("b", view="job", snapshot="snap", allow_other=os.geteuid() == 0)
     daemons.start("c", read_only=True)
     mounts = {Path(row["mountpoint"]).name: row for row in look(run, first.store)}
     assert {name: row["state"] for name, row in mounts.items()} == dict.fromkeys("abc", "live")
@@ -54,6 +54,11 @@ def test_each_mount_is_told_with_what_it_shows(run: Run, daemons: Daemons) -> No
     assert mounts["a"]["uid"] == os.geteuid()
     assert (mounts["b"]["view"], mounts["b"]["snapshot"]) == ("job", "snap")
     assert mounts["c"]["read_only"] is True
+    assert {name: row["allow_other"] for name, row in mounts.items()} == {
+        "a": False,
+        "b": os.geteuid() == 0,
+        "c": False,
+    }
     text = run("status", first.store).out
     assert "job of snap" in text
     assert "(read-only)" in text
@@ -173,7 +178,7 @@ def test_a_mount_in_another_namespace_is_elsewhere(run: Run, tmp_path: Path) -> 
                 break
         (row,) = look(run, store)
         assert (row["state"], row["mountpoint"]) == ("elsewhere", str(path))
-        assert row["user"] is None
+        assert (row["user"], row["allow_other"]) == (None, None)
     finally:
         inside.terminate()
         inside.communicate(timeout=60)

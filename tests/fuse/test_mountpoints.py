@@ -11,7 +11,7 @@ from dedupfs.fuse.mountpoints import Mount
 TABLE = b"""\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
 40 22 0:39 / /mnt/a rw,nosuid - fuse.dedupfs /stores/first rw,user_id=0
-41 40 0:40 / /mnt/a rw,nosuid shared:7 master:2 - fuse.dedupfs /stores/second rw,user_id=0
+41 40 0:40 / /mnt/a rw shared:7 master:2 - fuse.dedupfs /stores/second rw,user_id=0,allow_other
 42 22 0:41 / /mnt/with\\040space\\134and\\012line rw - fuse.dedupfs /my\\040store rw
 43 22 0:42 / /mnt/a/tmp rw - tmpfs tmpfs rw
 44 22 0:43 / /mnt/\xff\xfe rw - fuse.sshfs host: rw
@@ -27,7 +27,13 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_topmost_mount_counts() -> None:
     assert mountpoints.mount_at(Path("/mnt/a")) == Mount(
-        "0:40", Path("/mnt/a"), "fuse.dedupfs", "/stores/second", user=0, shared=True
+        "0:40",
+        Path("/mnt/a"),
+        "fuse.dedupfs",
+        "/stores/second",
+        user=0,
+        shared=True,
+        allow_other=True,
     )
     assert mountpoints.mount_at(Path("/mnt")) is None
 
