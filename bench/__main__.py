@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from bench import copies, importing, opening, reading, scaling, trees, views, writing
+from bench import copies, importing, jobs, opening, reading, scaling, trees, views, writing
 from bench.commands import PREFIX, BenchError, reason, sweep
 from bench.datasets import Scale
 from bench.harness import Harness, refuse_unfair_python
@@ -31,6 +31,7 @@ WORKLOADS: dict[str, Callable[[Harness], None]] = {
     "family": importing.measure_family,
     "history": importing.measure_history,
     "copies": copies.measure,
+    "jobs": jobs.measure,
     "opening": opening.measure,
 }
 QUICK_SCALE = 1 / 16

@@ -56,6 +56,7 @@ _ALL = (
     ),
     Question("copies-inodes", "20 snapshots, 20 writable copies: inodes", "", (_most(49),)),
     Question("copies-leaks", "files that a write into another copy changed", "", (_most(0),)),
+    Question("job", "a build in a view of its own, until nothing is left", "s"),
     Question(
         "mount-large",
         "mount of 1,000 snapshots, 10^6 files, until ls answers",

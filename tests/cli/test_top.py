@@ -87,7 +87,9 @@ def test_it_goes_on_until_interrupted_and_that_is_no_failure(
     ours, theirs = pty.openpty() if terminal else os.pipe()
     words = [str(mounted.store), "--interval", "0.1", *([] if terminal else ["--json"])]
     top = subprocess.Popen(
-        [sys.executable, "-m", "dedupfs", "top", *words], stdout=theirs, cwd=REPOSITORY
+        ["env", "--default-signal", sys.executable, "-m", "dedupfs", "top", *words],
+        stdout=theirs,
+        cwd=REPOSITORY,
     )
     os.close(theirs)
     said = b""
