@@ -13,6 +13,7 @@ import trio
 from dedupfs.errors import DedupfsError
 from dedupfs.model import SnapshotInfo
 from dedupfs.namespace.view import View
+from dedupfs.store.pace import Steps
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Housekeeper:
         self._quiet = quiet
         self._auto_gc = auto_gc
         self._one_at_a_time = trio.Lock()
+        self._searching = trio.Lock()
         self._next_look_s = 0.0
         self._next_search_s = 0.0
 
@@ -104,9 +106,10 @@ class Housekeeper:
                     await self._prepare()
                     self._view.fold()
                     await self._give_back(hurried=True)
-                if self._may_search() and self._view.relief.is_room_low():
+                under_way = self._searching.locked()
+                if (under_way or self._may_search()) and self._view.relief.is_room_low():
                     may_help = True  # even if the time is up before all of it is back
-                    may_help = await self._look_for_garbage() > 0 or has_folded
+                    may_help = await self._look_for_garbage() > 0 or has_folded or under_way
         return may_help
 
     def _may_search(self) -> bool:
@@ -114,23 +117,26 @@ class Housekeeper:
 
     async def _look_for_garbage(self) -> int:
         """Return how many bytes of disk came back: none when it was tried a moment ago."""
-        if not self._may_search():
-            return 0
-        self._next_search_s = trio.current_time() + LOOK_AGAIN_S
-        steps = self._view.relief.making_room()
-        while True:
+        async with self._searching:  # a write waits for one that is under way
+            if not self._may_search():
+                return 0
+            self._next_search_s = trio.current_time() + LOOK_AGAIN_S
             try:
-                work = next(steps)
-            except StopIteration as done:
-                gained_bytes: int = done.value
-                break
-            try:
-                await trio.to_thread.run_sync(work)
+                gained_bytes = await self._in_steps(self._view.relief.making_room())
             except trio.Cancelled:
                 self._next_search_s = 0.0  # whoever waits for room next goes on with it
                 raise
         log.info("disk low, gave back view=%s disk_bytes=%d", self._view.name, gained_bytes)
         return gained_bytes
+
+    async def _in_steps(self, steps: Steps[int]) -> int:
+        while True:
+            try:
+                work = next(steps)
+            except StopIteration as done:
+                gained_bytes: int = done.value
+                return gained_bytes
+            await trio.to_thread.run_sync(work)
 
     async def _look_whether_low(self) -> None:
         if self._auto_gc and trio.current_time() >= self._next_look_s:

@@ -15,6 +15,7 @@ pytest.importorskip("pyfuse3")
 
 from dedupfs.errors import StoreFullError  # noqa: E402
 from dedupfs.fuse.housekeeping import (  # noqa: E402
+    CHECK_INTERVAL_S,
     LOOK_AGAIN_S,
     RETRY_INTERVAL_S,
     ROOM_WAIT_S,
@@ -139,6 +140,38 @@ async def test_a_search_that_takes_too_long_is_gone_on_with_by_the_next_write(
     assert view.calls == ["making_room"] * 2
     assert not await keeper.make_room()
     assert view.calls == ["making_room"] * 2, "and not more often"
+
+
+async def test_a_write_waits_for_a_search_that_is_under_way(mock_clock: Any) -> None:
+    view = FakeView()
+    view.room_low = True
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow_search() -> Generator[Callable[[], object], None, int]:
+        view.calls.append("making_room")
+        yield entered.set
+        yield lambda: go_on.wait(60)
+        return 4096
+
+    view.making_room = slow_search  # type: ignore[method-assign]
+    keeper = Housekeeper(view.as_view())
+    tried_again: list[bool] = []
+
+    async def write() -> None:
+        tried_again.append(await keeper.make_room())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.run)
+        await testing.wait_all_tasks_blocked()
+        mock_clock.jump(CHECK_INTERVAL_S)
+        await trio.to_thread.run_sync(entered.wait, 60)
+        async with trio.open_nursery() as writers:
+            writers.start_soon(write)
+            await testing.wait_all_tasks_blocked()
+            go_on.set()
+        nursery.cancel_scope.cancel()
+    assert tried_again == [True]
+    assert view.calls == ["making_room"]
 
 
 async def test_a_write_does_not_wait_for_ever_for_a_commit_that_waits_for_it(
