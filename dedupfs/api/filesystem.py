@@ -53,6 +53,7 @@ class DedupfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if not where:
             raise UsageError("which store? give store=DIRECTORY, or set DEDUPFS_STORE")
         self._store = Store.open(where)
+        self._store._warns = False  # fsspec closes nothing
         try:
             self._view: View | None = None if view is None else open_shared_view(self._store, view)
         except BaseException:

@@ -41,7 +41,7 @@ class OpenView(Protocol):
     def fold(self) -> None:
         """Turn what changed into trees."""
 
-    def forget(self) -> object:
+    def _forget(self) -> object:
         """Have nothing open; return what must not be collected."""
 
 
@@ -227,7 +227,8 @@ class Opened:
             self._core = None
             self._is_to_be_opened = True
         for view in list(self.views):
-            _keep_for_ever(view.forget())
+            _keep_for_ever(view._forget())
+        self.views.clear()
 
 
 def _keep_for_ever(thing: object) -> None:

@@ -28,6 +28,7 @@ def open_shared_view(store: Store, name: str) -> View:
         found = _shared.get(key)
         if found is None or not found.view.is_open:
             found = _shared[key] = _Shared(store.view(name), 0)
+            found.view._warns = False  # fsspec closes nothing
         found.users += 1
         return found.view
 

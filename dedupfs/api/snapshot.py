@@ -337,6 +337,7 @@ class Snapshot(Tree):
 
 
 def _reopened(store: "Store", name: str) -> Snapshot:
+    store._warns = False  # nobody has it to close
     return store[name]
 
 

@@ -3,7 +3,9 @@
 import datetime
 import logging
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -36,6 +38,9 @@ class Store:
     of this; views stay the parent's. A ``Store`` and a ``Snapshot`` can be pickled. Any number of
     ``Store`` objects, processes and mounts may have one store open.
     """
+
+    _warns = True
+    """Whether somebody can be told who has forgotten to close it."""
 
     def __init__(self, path: StorePath) -> None:
         self._shared: Opened | None = open_shared(Path(path))
@@ -75,6 +80,10 @@ class Store:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_shared", None) is not None and self._warns and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Store.open, (str(self.path),)

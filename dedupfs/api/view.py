@@ -72,7 +72,7 @@ class View(ViewChanges):
         if place.attr is None:
             if "r" in mode:
                 raise NotFoundError(f"no {shown_path(path)!r}")
-            handle, attr = self.core.create(place.parent, place.name, 0o666, self._caller)
+            handle, attr = self._core.create(place.parent, place.name, 0o666, self._caller)
             return handle, attr.inode
         if "x" in mode:
             raise ExistsError(f"{shown_path(path)!r} exists")
@@ -82,7 +82,7 @@ class View(ViewChanges):
         if "w" in mode:
             flags |= os.O_TRUNC
         is_root = self._caller.uid == 0
-        return self.core.open(place.attr.inode, flags, privileged=is_root), place.attr.inode
+        return self._core.open(place.attr.inode, flags, privileged=is_root), place.attr.inode
 
     @public
     def read_bytes(self, path: AnyPath) -> bytes:
@@ -109,8 +109,8 @@ class View(ViewChanges):
     def sync(self) -> None:
         """Wait until all that was done is safe from a power cut."""
         with self._opened.changing:
-            self.core.fold()
-            plan = self.core.plan_fsync(None)
+            self._core.fold()
+            plan = self._core.plan_fsync(None)
         plan.run()
 
     @public
@@ -129,14 +129,14 @@ class View(ViewChanges):
 
         texts = {key: str(value) for key, value in (tags or {}).items()}
         with self._opened.changing:
-            info = self.core.commit(name, path=b"/".join(names_of(path)), tags=texts)
+            info = self._core.commit(name, path=b"/".join(names_of(path)), tags=texts)
         return Snapshot(self._store, info)
 
     @public
     def disk_usage(self) -> DiskUsage:
         """Return the room on the store's disk, or within the view's limit, whichever is less."""
         with self._opened.changing:
-            found = self.core.statfs()
+            found = self._core.statfs()
         total, free, available = (
             blocks * found.block_bytes
             for blocks in (found.blocks, found.blocks_free, found.blocks_available)

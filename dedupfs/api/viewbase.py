@@ -6,7 +6,9 @@ Knows no file that is open and changes nothing by itself. Source: docs/api.md.
 import logging
 import os
 import stat
+import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Self
 
 from dedupfs.api.failures import public
@@ -30,6 +32,9 @@ _FOLD_AGAIN_S = 5.0
 
 class ViewBase(Tree):
     """A view that this process has open, to look at."""
+
+    _warns = True
+    """Whether somebody can be told who has forgotten to close it."""
 
     def __init__(
         self, store: "Store", opened: "Opened", name: str | None, snapshot: str | None
@@ -57,6 +62,10 @@ class ViewBase(Tree):
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_view", None) is not None and self._warns and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
     @public
     def close(self) -> None:
         """Put everything away and let go of the view; again does nothing."""
@@ -66,7 +75,7 @@ class ViewBase(Tree):
                 self._opened.views.discard(self)
                 view.close()
 
-    def forget(self) -> object:
+    def _forget(self) -> object:
         """In a forked child: the view is the parent's; return what must not be collected."""
         view, self._view = self._view, None
         if view is not None:
@@ -75,7 +84,7 @@ class ViewBase(Tree):
         return view
 
     @property
-    def core(self) -> CoreView:
+    def _core(self) -> CoreView:
         """The view itself; the caller has the lock.
 
         Raises:
@@ -90,11 +99,6 @@ class ViewBase(Tree):
         """Whether this process has it open."""
         return self._view is not None
 
-    @property
-    def opened(self) -> "Opened":
-        """The store that it is in."""
-        return self._opened
-
     # --- what is in it ---------------------------------------------------------------------------
 
     @public
@@ -107,7 +111,7 @@ class ViewBase(Tree):
     def readlink(self, path: AnyPath) -> str:
         """Return the target of a symbolic link."""
         with self._opened.changing:
-            return os.fsdecode(self.core.readlink(self._at(path, follow=False).inode))
+            return os.fsdecode(self._core.readlink(self._at(path, follow=False).inode))
 
     @public
     def getxattr(self, path: AnyPath, name: AnyPath, *, follow_symlinks: bool = True) -> bytes:
@@ -118,14 +122,14 @@ class ViewBase(Tree):
         """
         with self._opened.changing:
             attr = self._at(path, follow=follow_symlinks)
-            return self.core.getxattr(attr.inode, os.fsencode(name))
+            return self._core.getxattr(attr.inode, os.fsencode(name))
 
     @public
     def listxattr(self, path: AnyPath = "", *, follow_symlinks: bool = True) -> list[str]:
         """Return the names of the extended attributes that were set."""
         with self._opened.changing:
             attr = self._at(path, follow=follow_symlinks)
-            return [os.fsdecode(name) for name in self.core.listxattr(attr.inode)]
+            return [os.fsdecode(name) for name in self._core.listxattr(attr.inode)]
 
     def _listed(self, path: AnyPath) -> list[Entry]:
         where = shown_path(path)
@@ -133,7 +137,7 @@ class ViewBase(Tree):
             attr = self._at(path, follow=True)
             if not stat.S_ISDIR(attr.mode):
                 raise NotADirectoryNameError(f"{where!r} is no directory")
-            found = sorted((name, attr) for name, attr in children(self.core, attr.inode))
+            found = sorted((name, attr) for name, attr in children(self._core, attr.inode))
         return [
             Entry(os.fsdecode(name), os.path.join(where, os.fsdecode(name)), stat_of_attr(attr))
             for name, attr in found
@@ -146,21 +150,21 @@ class ViewBase(Tree):
         return found
 
     def _find(self, path: AnyPath, *, follow: bool) -> Place:
-        return find_place(self.core, path, follow=follow)
+        return find_place(self._core, path, follow=follow)
 
     @public
     def fold(self) -> None:
         """Turn what changed into trees now, so that gc can free what was deleted."""
         with self._opened.changing:
-            self.core.fold()
+            self._core.fold()
 
-    def tidy(self) -> None:
+    def _tidy(self) -> None:
         """Do what is due after a change. What was done is safe whether or not that works."""
-        if not self.core.wants_fold() or time.monotonic() < self._fold_after_s:
+        if not self._core.wants_fold() or time.monotonic() < self._fold_after_s:
             return
         try:
-            self.core.fold()
-            run_steps(self.core.relief.giving_back())
+            self._core.fold()
+            run_steps(self._core.relief.giving_back())
         except StoreError as exc:
             self._fold_after_s = time.monotonic() + _FOLD_AGAIN_S
             log.error("fold failed, will be tried again view=%s: %s", self.name, exc)

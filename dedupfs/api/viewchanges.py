@@ -32,12 +32,12 @@ class ViewChanges(ViewBase):
                 for depth in range(1, len(names)):
                     self._make_directory(b"/".join(names[:depth]), exist_ok=True)
             self._make_directory(b"/".join(names), exist_ok=exist_ok)
-            self.tidy()
+            self._tidy()
 
     def _make_directory(self, path: bytes, *, exist_ok: bool) -> None:
         place = self._find(path, follow=exist_ok)
         if place.attr is None:
-            self.core.mkdir(place.parent, place.name, 0o777, self._caller)
+            self._core.mkdir(place.parent, place.name, 0o777, self._caller)
         elif not exist_ok or not stat.S_ISDIR(place.attr.mode):
             raise ExistsError(f"{shown_path(path)!r} exists")
 
@@ -46,8 +46,8 @@ class ViewChanges(ViewBase):
         """Make ``path`` a symbolic link to ``target``."""
         with self._opened.changing:
             place = self._free(path)
-            self.core.symlink(place.parent, place.name, os.fsencode(target), self._caller)
-            self.tidy()
+            self._core.symlink(place.parent, place.name, os.fsencode(target), self._caller)
+            self._tidy()
 
     @public
     def link(self, source: AnyPath, path: AnyPath) -> None:
@@ -55,8 +55,8 @@ class ViewChanges(ViewBase):
         with self._opened.changing:
             attr = self._at(source, follow=False)
             place = self._free(path)
-            self.core.link(attr.inode, place.parent, place.name)
-            self.tidy()
+            self._core.link(attr.inode, place.parent, place.name)
+            self._tidy()
 
     def _free(self, path: AnyPath) -> Place:
         place = self._find(path, follow=False)
@@ -71,16 +71,16 @@ class ViewChanges(ViewBase):
             place = self._find(path, follow=False)
             if place.attr is None:
                 raise NotFoundError(f"no {shown_path(path)!r}")
-            self.core.unlink(place.parent, place.name)
-            self.core.forget([(place.attr.inode, 1)])
-            self.tidy()
+            self._core.unlink(place.parent, place.name)
+            self._core.forget([(place.attr.inode, 1)])
+            self._tidy()
 
     @public
     def rmdir(self, path: AnyPath) -> None:
         """Remove an empty directory."""
         with self._opened.changing:
             self._remove_directory(self._find(path, follow=False), path)
-            self.tidy()
+            self._tidy()
 
     def _remove_directory(self, place: Place, path: AnyPath) -> None:
         if place.attr is None:
@@ -88,10 +88,10 @@ class ViewChanges(ViewBase):
         if not place.name:
             raise InvalidError("the root of a view cannot be removed")
         try:
-            self.core.rmdir(place.parent, place.name)
+            self._core.rmdir(place.parent, place.name)
         except NotEmptyError:
             raise NotEmptyError(f"{shown_path(path)!r} is not empty") from None
-        self.core.forget([(place.attr.inode, 1)])
+        self._core.forget([(place.attr.inode, 1)])
 
     @public
     def rmtree(self, path: AnyPath) -> None:
@@ -103,7 +103,7 @@ class ViewChanges(ViewBase):
                 place = self._find(where, follow=False)
                 if is_empty:
                     self._remove_directory(place, where)
-                    self.tidy()
+                    self._tidy()
                     continue
                 if place.attr is None:
                     raise NotFoundError(f"no {shown_path(where)!r}")
@@ -112,13 +112,13 @@ class ViewChanges(ViewBase):
                 if not stat.S_ISDIR(place.attr.mode):
                     raise NotADirectoryNameError(f"{shown_path(where)!r} is no directory")
                 pending.append((where, True))
-                for name, attr in children(self.core, place.attr.inode):
+                for name, attr in children(self._core, place.attr.inode):
                     if stat.S_ISDIR(attr.mode):
                         pending.append((where + b"/" + name, False))
                     else:
-                        self.core.unlink(place.attr.inode, name)
-                        self.core.forget([(attr.inode, 1)])
-                self.tidy()
+                        self._core.unlink(place.attr.inode, name)
+                        self._core.forget([(attr.inode, 1)])
+                self._tidy()
 
     @public
     def rename(self, old: AnyPath, new: AnyPath) -> None:
@@ -132,10 +132,10 @@ class ViewChanges(ViewBase):
             above = names_of(new)
             if target.attr is not None and names_of(old)[: len(above) + 1][:-1] == above:
                 raise NotEmptyError(f"{shown_path(old)!r} is in {shown_path(new)!r}")
-            self.core.rename(source.parent, source.name, target.parent, target.name, 0)
+            self._core.rename(source.parent, source.name, target.parent, target.name, 0)
             if target.attr is not None and target.attr.inode != source.attr.inode:
-                self.core.forget([(target.attr.inode, 1)])
-            self.tidy()
+                self._core.forget([(target.attr.inode, 1)])
+            self._tidy()
 
     @public
     def mkfifo(self, path: AnyPath, mode: int = 0o666) -> None:
@@ -151,22 +151,22 @@ class ViewChanges(ViewBase):
         with self._opened.changing:
             place = self._free(path)
             full = kind | stat.S_IMODE(mode)
-            self.core.mknod(place.parent, place.name, full, device, self._caller)
-            self.tidy()
+            self._core.mknod(place.parent, place.name, full, device, self._caller)
+            self._tidy()
 
     @public
     def clone(self, source: str, path: AnyPath) -> None:
         """Make ``path`` a directory with the content of ``SNAPSHOT[:PATH]``, at no cost."""
         with self._opened.changing:
             place = self._free(path)
-            made = self.core.mkdir(place.parent, place.name, 0o777, self._caller)
+            made = self._core.mkdir(place.parent, place.name, 0o777, self._caller)
             try:
-                self.core.clone(made.inode, os.fsencode(source), privileged=True)
+                self._core.clone(made.inode, os.fsencode(source), privileged=True)
             except BaseException:
-                self.core.rmdir(place.parent, place.name)
-                self.core.forget([(made.inode, 1)])
+                self._core.rmdir(place.parent, place.name)
+                self._core.forget([(made.inode, 1)])
                 raise
-            self.tidy()
+            self._tidy()
 
     # --- attributes ------------------------------------------------------------------------------
 
@@ -211,8 +211,8 @@ class ViewChanges(ViewBase):
 
     def _set(self, path: AnyPath, change: AttrChange, follow: bool) -> None:
         with self._opened.changing:
-            self.core.setattr(self._at(path, follow=follow).inode, change)
-            self.tidy()
+            self._core.setattr(self._at(path, follow=follow).inode, change)
+            self._tidy()
 
     @public
     def setxattr(
@@ -227,16 +227,16 @@ class ViewChanges(ViewBase):
         """Set an extended attribute; ``flags`` as for ``os.setxattr``. An ACL is one, too."""
         with self._opened.changing:
             attr = self._at(path, follow=follow_symlinks)
-            self.core.setxattr(attr.inode, os.fsencode(name), bytes(value), flags)
-            self.tidy()
+            self._core.setxattr(attr.inode, os.fsencode(name), bytes(value), flags)
+            self._tidy()
 
     @public
     def removexattr(self, path: AnyPath, name: AnyPath, *, follow_symlinks: bool = True) -> None:
         """Remove an extended attribute."""
         with self._opened.changing:
             attr = self._at(path, follow=follow_symlinks)
-            self.core.removexattr(attr.inode, os.fsencode(name))
-            self.tidy()
+            self._core.removexattr(attr.inode, os.fsencode(name))
+            self._tidy()
 
 
 def _ns_of(seconds: float) -> int:

@@ -34,8 +34,8 @@ class ViewFile(io.RawIOBase):
     @public
     def size(self) -> int:
         """Bytes of the file now."""
-        with self._view.opened.changing:
-            return self._view.core.getattr(self._inode).size
+        with self._view._opened.changing:
+            return self._view._core.getattr(self._inode).size
 
     def readable(self) -> bool:
         """Whether it was opened for reading."""
@@ -71,8 +71,8 @@ class ViewFile(io.RawIOBase):
         handle = self._require_open()
         if not self._reads:
             raise io.UnsupportedOperation("not open for reading")
-        with self._view.opened.changing:
-            plan = self._view.core.plan_read(handle, offset, size)
+        with self._view._opened.changing:
+            plan = self._view._core.plan_read(handle, offset, size)
         return plan.run()
 
     def readinto(self, buffer: "WritableBuffer", /) -> int:  # type: ignore[override]
@@ -95,15 +95,15 @@ class ViewFile(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("not open for writing")
         done = 0
-        with memoryview(data) as view, view.cast("B") as source, self._view.opened.changing:
-            core = self._view.core
+        with memoryview(data) as view, view.cast("B") as source, self._view._opened.changing:
+            core = self._view._core
             while done < len(source):
                 if self._appends:
                     self._position = core.getattr(self._inode).size
                 part = bytes(source[done : done + _BYTES_AT_ONCE])
                 done += core.write(handle, self._position, part)
                 self._position += len(part)
-            self._view.tidy()
+            self._view._tidy()
         return done
 
     @public
@@ -113,16 +113,16 @@ class ViewFile(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("not open for writing")
         size = self._position if size is None else size
-        with self._view.opened.changing:
-            self._view.core.setattr(self._inode, AttrChange(size=size))
+        with self._view._opened.changing:
+            self._view._core.setattr(self._inode, AttrChange(size=size))
         return size
 
     @public
     def sync(self) -> None:
         """Wait until what was written is safe from a power cut; flush buffers first."""
         self._require_open()
-        with self._view.opened.changing:
-            plan = self._view.core.plan_fsync(self._inode)
+        with self._view._opened.changing:
+            plan = self._view._core.plan_fsync(self._inode)
         plan.run()
 
     @public
@@ -132,10 +132,10 @@ class ViewFile(io.RawIOBase):
         super().close()
         if handle is None:
             return
-        with self._view.opened.changing:
+        with self._view._opened.changing:
             if self._view.is_open:
-                self._view.core.release(handle)
-                self._view.tidy()
+                self._view._core.release(handle)
+                self._view._tidy()
 
     def _require_open(self) -> int:
         if self._handle is None:

@@ -169,14 +169,14 @@ def test_handlers_are_all_called_though_the_first_one_raises(store: dedupfs.Stor
         with store.scratch() as view:
 
             def both() -> None:
-                with view.opened.changing:
+                with view._opened.changing:
                     signal.raise_signal(signal.SIGINT)
                     signal.raise_signal(signal.SIGTERM)
 
             with pytest.raises(KeyboardInterrupt):
                 both()
             assert came == [signal.SIGTERM]
-            with view.opened.changing:  # the program's own, set meanwhile, stays
+            with view._opened.changing:  # the program's own, set meanwhile, stays
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
@@ -224,7 +224,7 @@ def test_a_handler_that_raises_nothing_is_called_once_in_the_end(store: dedupfs.
     came: list[int] = []
     old = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
     try:
-        with store.scratch() as view, view.opened.changing:
+        with store.scratch() as view, view._opened.changing:
             signal.raise_signal(signal.SIGTERM)
             view.mkdir("a")
             assert came == []
@@ -242,7 +242,7 @@ def test_a_forked_child_has_its_handlers_whoever_was_under_the_lock(store: dedup
             signal.raise_signal(signal.SIGINT)
         assert store["one"].ls("a/b") == ["big"]
 
-    with store.scratch() as view, view.opened.changing, ThreadPoolExecutor(1) as pool:
+    with store.scratch() as view, view._opened.changing, ThreadPoolExecutor(1) as pool:
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         assert pool.submit(in_child, child).result(LIMIT_S) == 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

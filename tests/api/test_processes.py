@@ -16,6 +16,7 @@ from typing import cast
 import pytest
 
 import dedupfs
+from dedupfs.api.opened import open_shared
 from dedupfs.api.reading import SnapshotFile
 from dedupfs.maintenance.check import check
 from dedupfs.store import Store as CoreStore
@@ -138,7 +139,7 @@ def test_a_child_that_lives_on_keeps_no_lock_of_the_store(store: dedupfs.Store) 
         os.close(end)
         assert os.waitpid(pid, 0)[1] == 0
         assert again.check() == []
-    store._shared = dedupfs.Store.open(path)._shared  # for the fixture
+    store._shared = open_shared(path)  # for the fixture
 
 
 def forked_until_told() -> tuple[int, int]:
@@ -178,6 +179,7 @@ def test_a_view_stays_with_the_process_that_opened_it(store: dedupfs.Store) -> N
             for call in (view.ls, lambda: view.write_bytes("x", b""), file.flush):
                 with pytest.raises(ValueError, match="in a forked process"):
                     call()
+            assert store.gc().freed_bytes >= 0
             view.close()
 
         assert in_child(child) == 0
@@ -242,6 +244,29 @@ def test_the_last_close_lets_go_of_everything(tmp_path: Path) -> None:
     assert list((tmp_path / "store" / "run").glob("????????????????.lock")) == []
     with CoreStore.open(tmp_path / "store") as core:
         assert check(core).ok
+
+
+def test_who_forgets_to_close_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    dedupfs.Store.create(path).close()
+    kept = dedupfs.Store.open(path)
+    with pytest.warns(ResourceWarning, match="unclosed <View 'v' of "):
+        forget_view(kept)
+    with pytest.warns(ResourceWarning, match="unclosed <Store "):
+        dedupfs.Store.open(path)
+    gc.collect()
+    with kept.view("v") as view:  # the lock of the one that was forgotten is gone
+        view.write_bytes("file", b"1")
+        view.commit("one")
+    again = pickle.loads(pickle.dumps(kept["one"]))
+    assert again.read_bytes("file") == b"1"
+    del again  # tells nothing: who got it has no store to close
+    kept.close()
+
+
+def forget_view(store: dedupfs.Store) -> None:
+    """Open a view, and forget it."""
+    store.view("v").mkdir("d")
 
 
 def test_what_is_no_store_is_refused_as_programs_expect(tmp_path: Path) -> None:
