@@ -165,9 +165,9 @@ def delete_view(store: Store, name: str) -> None:
         _mark_gone(store, directory)
         _forget_numbers(store, row)
         with store.transaction() as txn:
-            txn.delete(Table.VIEWS, name.encode())
-            txn.drop_reference(row.root_id)
-            txn.release_pins(view_owner_key(row.view_id))
+            if txn.delete(Table.VIEWS, name.encode()):  # else gc has deleted it meanwhile
+                txn.drop_reference(row.root_id)
+                txn.release_pins(view_owner_key(row.view_id))
     if directory.is_symlink():
         raise UsageError(f"{directory} is a symbolic link; nothing was deleted there")
     for left in store.disk.listdir(directory):
