@@ -278,7 +278,8 @@ def test_without_daemon_and_supervisor_the_command_ends(
     waiting: subprocess.Popen[bytes], snapshot: Path, run: Run
 ) -> None:
     kill_all(*daemons_of(waiting.pid))
-    out, err = waiting.communicate(timeout=END_TIMEOUT_S)
+    waiting.wait(END_TIMEOUT_S)  # with its input open: at its end the command fails by itself
+    out, err = waiting.communicate()
     assert waiting.returncode == 8, (out, err)
     assert b"the command was killed" in err
     assert_next_command_clears(snapshot, run)
