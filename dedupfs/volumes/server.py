@@ -12,6 +12,7 @@ import socketserver
 import struct
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -125,13 +126,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes | None:
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
-            self.send_error(HTTPStatus.LENGTH_REQUIRED, "a request needs a Content-Length")
+            self._refuse_unread(HTTPStatus.LENGTH_REQUIRED, "a request needs a Content-Length")
             return None
         if len(length) > 9 or int(length) > BODY_BYTES_MAX:
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
+            self._refuse_unread(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
             return None
         body = self.rfile.read(int(length))
         return body if len(body) == int(length) else None
+
+    def _refuse_unread(self, code: int, message: str) -> None:
+        """Refuse what was not read, and read some of it: who still sends does not hear the answer.
+
+        Closing with bytes unread breaks the peer's connection in both directions: unix(7).
+        """
+        self.send_error(code, message)
+        left = BODY_BYTES_MAX
+        with suppress(OSError):  # it has gone, or sends nothing
+            while left > 0 and (data := self.rfile.read1(left)):
+                left -= len(data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Say what went wrong as the plugin API does."""

@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -282,6 +283,20 @@ def test_what_is_no_volume_is_refused_in_one_line_and_makes_nothing(plugin: Plug
     assert plugin.answer("List", b"{}", **{"Content-Length": "-1"})[0] == 411
     assert plugin.answer("List", b"{}", **{"Content-Length": str(1 << 40)})[0] == 413
     assert plugin.ask("List") == {"Volumes": [], "Err": ""}
+
+
+def test_who_still_sends_what_is_refused_hears_why(plugin: Plugin) -> None:
+    ask = b"POST /VolumeDriver.List HTTP/1.1\r\nContent-Length: %b\r\n\r\n"
+    for length, code in ((b"-1", b"411"), (b"%d" % (1 << 40), b"413")):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(plugin.socket_path))
+            client.sendall(ask % length)
+            assert client.recv(1, socket.MSG_PEEK), "it has answered, and reads no further"
+            for _ in range(8):
+                client.sendall(b" " * 4096)
+            client.shutdown(socket.SHUT_WR)
+            said = client.makefile("rb").read()
+        assert said.split()[1] == code, said
 
 
 @pytest.mark.root
