@@ -100,16 +100,19 @@ class Housekeeper:
         """
         may_help = False
         with trio.move_on_after(ROOM_WAIT_S):
+            has_waited = self._one_at_a_time.locked()  # for one that may have made room
             async with self._one_at_a_time:
-                has_folded = may_help = self._view.has_changes
-                if may_help:
+                has_folded = self._view.has_changes
+                may_help = has_folded or has_waited
+                if has_folded:
                     await self._prepare()
                     self._view.fold()
                     await self._give_back(hurried=True)
                 under_way = self._searching.locked()
                 if (under_way or self._may_search()) and self._view.relief.is_room_low():
                     may_help = True  # even if the time is up before all of it is back
-                    may_help = await self._look_for_garbage() > 0 or has_folded or under_way
+                    found_some = await self._look_for_garbage() > 0
+                    may_help = found_some or has_folded or has_waited or under_way
         return may_help
 
     def _may_search(self) -> bool:

@@ -174,6 +174,35 @@ async def test_a_write_waits_for_a_search_that_is_under_way(mock_clock: Any) -> 
     assert view.calls == ["making_room"]
 
 
+async def test_a_write_that_waited_for_another_one_s_fold_is_tried_again() -> None:
+    view = FakeView()
+    view.has_changes = True
+    entered, go_on = threading.Event(), threading.Event()
+
+    def fold_at_last() -> bytes:
+        entered.set()
+        assert go_on.wait(60)
+        view.has_changes = False
+        return b""
+
+    view.prepare_fold = lambda: FakePlan(fold_at_last)  # type: ignore[method-assign]
+    keeper = Housekeeper(view.as_view())
+    tried_again: list[bool] = []
+
+    async def write() -> None:
+        tried_again.append(await keeper.make_room())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await trio.to_thread.run_sync(entered.wait)
+        nursery.start_soon(write)
+        await testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert tried_again == [True, True]
+    assert view.calls == ["fold"]
+    assert not await keeper.make_room(), "there is nothing left to make room of"
+
+
 async def test_a_write_does_not_wait_for_ever_for_a_commit_that_waits_for_it(
     autojump_clock: object,
 ) -> None:
