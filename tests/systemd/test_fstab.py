@@ -30,6 +30,7 @@ def test_fstab_mounts_and_umount_waits_for_the_daemon(host: Host) -> None:
     host.run("echo kept > /data/other/file && grep '/data/other fuse.dedupfs' /proc/mounts")
     host.run("umount /data/other && ! ls /data/store/run/*.sock")  # the daemon has ended
     host.run("mount /data/other && grep kept /data/other/file")
+    host.until("systemctl is-active data-other.mount")  # it looks once a second when much changes
     # systemd is content when the mount is gone; the daemon is not yet.
     host.run("systemctl stop data-other.mount")
     host.until("! ls /data/store/run/*.sock")
