@@ -168,10 +168,8 @@ class View:
         """Fold, let go of the view, or delete it when it is ephemeral."""
         try:
             if self._opened.ephemeral:
-                self._opened.release()
                 delete_view(self._store, self.name)
-                return
-            if self._folder is not None:
+            elif self._folder is not None:
                 self._folder.fold()
         finally:
             self._opened.release()

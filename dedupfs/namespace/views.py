@@ -165,7 +165,7 @@ def delete_view(store: Store, name: str) -> None:
         _mark_gone(store, directory)
         _forget_numbers(store, row)
         with store.transaction() as txn:
-            if txn.delete(Table.VIEWS, name.encode()):  # else gc has deleted it meanwhile
+            if txn.delete(Table.VIEWS, name.encode()):  # else another has deleted it meanwhile
                 txn.drop_reference(row.root_id)
                 txn.release_pins(view_owner_key(row.view_id))
     if directory.is_symlink():
