@@ -7,10 +7,8 @@ tests/test_guides.py.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,28 +16,14 @@ import click
 import pytest
 
 from dedupfs.cli.app import app
+from tests.guide_yaml import documents, yaml_blocks
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "ci.md"
-SYSTEM_PYTHON = Path("/usr/bin/python3")
-READ = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
 
 
 def pipeline(number: int) -> object:
-    if not SYSTEM_PYTHON.exists():
-        pytest.skip(f"not installed: {SYSTEM_PYTHON}")
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    done = subprocess.run(
-        [SYSTEM_PYTHON, "-c", READ],
-        input=blocks[number],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    if "No module named 'yaml'" in done.stderr:
-        pytest.skip("not installed: python3-yaml")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    (found,) = documents(yaml_blocks(GUIDE)[number])
+    return found
 
 
 def commands(value: object) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""A view is deleted once, though two processes begin it at once, and by its owner as long as it has one.
+"""A view is deleted once, though two processes begin it at once, and while its owner has it.
 
 Method: this process holds the index's write lock until each of two others has looked at the view
 and waits to change the index; then both go on.

@@ -7,47 +7,21 @@ of Kubernetes v1 (Pod, PersistentVolume, PersistentVolumeClaim).
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dedupfs.volumes import options
+from tests.guide_yaml import documents, yaml_blocks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "guide" / "containers.md"
-SYSTEM_PYTHON = Path("/usr/bin/python3")
-_READ = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)"
-
-
-def blocks() -> list[str]:
-    return re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-
-
-def documents(block: str) -> list[Any]:
-    if not SYSTEM_PYTHON.exists():
-        pytest.skip(f"not installed: {SYSTEM_PYTHON}")
-    done = subprocess.run(
-        [SYSTEM_PYTHON, "-c", _READ],
-        input=block,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    if "No module named 'yaml'" in done.stderr:
-        pytest.skip("not installed: python3-yaml")
-    assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout)
-    return found
 
 
 def test_the_compose_file_names_volumes_that_the_plugin_makes() -> None:
-    (compose,) = documents(blocks()[0])
+    (compose,) = documents(yaml_blocks(GUIDE)[0])
     for name, volume in compose["volumes"].items():
         assert volume["driver"] == "dedupfs"
         options.parse(name, volume["driver_opts"], [Path("/srv/store")], int)
@@ -57,7 +31,7 @@ def test_the_compose_file_names_volumes_that_the_plugin_makes() -> None:
 
 @pytest.mark.program("docker-compose")
 def test_compose_takes_the_compose_file(tmp_path: Path) -> None:
-    (tmp_path / "compose.yaml").write_text(blocks()[0])
+    (tmp_path / "compose.yaml").write_text(yaml_blocks(GUIDE)[0])
     done = subprocess.run(
         ["docker-compose", "-f", "compose.yaml", "config", "--quiet"],
         cwd=tmp_path,
@@ -71,7 +45,7 @@ def test_compose_takes_the_compose_file(tmp_path: Path) -> None:
 
 
 def test_a_pod_sees_mounts_that_come_after_it() -> None:
-    (pod,) = documents(blocks()[1])
+    (pod,) = documents(yaml_blocks(GUIDE)[1])
     assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
     (container,) = pod["spec"]["containers"]
     (mount,) = container["volumeMounts"]
@@ -83,7 +57,7 @@ def test_a_pod_sees_mounts_that_come_after_it() -> None:
 
 
 def test_the_claim_gets_the_volume_of_one_node() -> None:
-    volume, claim = documents(blocks()[2])
+    volume, claim = documents(yaml_blocks(GUIDE)[2])
     assert (volume["kind"], claim["kind"]) == ("PersistentVolume", "PersistentVolumeClaim")
     assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
     for field in ("accessModes", "storageClassName"):
