@@ -7,13 +7,15 @@ file's fsync takes the journal along; then everything else that was not synced i
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from dedupfs.chunking import Buffer
-from dedupfs.errors import StoreFullError
+from dedupfs.errors import NotFoundError, StoreFullError
+from dedupfs.namespace.handles import SyncPlan
 from dedupfs.namespace.view import AttrChange, Caller, View
 from dedupfs.store.disk import File
 from dedupfs.store.store import Store
@@ -224,4 +226,24 @@ def test_a_disk_without_room_for_zeros_has_room_for_records(machine: Machine) ->
     machine.sync(handle)
     machine.cut_the_power()
     assert machine.read(b"file") == b"bytes"
+    machine.end()
+
+
+def test_bytes_that_were_synced_before_their_journal_bring_their_time(machine: Machine) -> None:
+    """The power goes between the two steps of an fsync: the staging file is through, no more."""
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("old", LARGE_BYTES))
+    machine.sync(handle)
+    machine.view.mknod(1, b"fifo", stat.S_IFIFO | 0o600, 0, ROOT)
+    inode = machine.view.inode_of(handle)
+    machine.view.setattr(inode, AttrChange(size=CHUNK_BYTES))
+    machine.view.write(handle, CHUNK_BYTES, noise("new", CHUNK_BYTES))
+    changed_ns = machine.view.getattr(inode).mtime_ns
+    plan = machine.view.plan_fsync(inode)
+    SyncPlan(plan.steps[:1]).run()
+    machine.cut_the_power()
+    with pytest.raises(NotFoundError):
+        machine.view.lookup(1, b"fifo")
+    assert machine.view.lookup(1, b"file").mtime_ns == changed_ns
+    assert machine.read(b"file") == noise("old", CHUNK_BYTES) + noise("new", CHUNK_BYTES)
     machine.end()

@@ -2,7 +2,8 @@
 
 A view's journal is one file, so what comes back is the view as it was behind one of the writer's
 calls: the last completed fsync (of a file or directory) or commit, or any later one. Bytes of large
-files are not in the journal: each may be that of the file's own last fsync or of any later write.
+files are not in the journal: each may be that of the file's own last fsync or of any later write,
+and when one of those has come through the file tells its time (docs/format.md, edit 6 "Stage").
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.powercut.ledger import Op
 from tests.powercut.model import DIRECTORY, FILE, SYMLINK, Content, Listing, Node, Tree
 
 MAKES_FILES = frozenset({"open", "commit"})
+CHANGES_BYTES = frozenset({"write", "truncate"})
 SYNCING = frozenset({"fsync", "fsyncdir", "commit"})
 
 
@@ -79,6 +81,8 @@ class Matcher:
         self._before = before
         self._ops = [op for op in ops if op.done or op.unsure]
         self._buffered_bytes_max = buffered_bytes_max
+        self._last_change: dict[str, int] = {}
+        """Node -> behind how many calls its bytes had changed for the last time."""
         self._contents = self._contents_of_all()
         self.lost_calls = 0
 
@@ -86,8 +90,10 @@ class Matcher:
         """Repeat all calls; return what each file may hold, whether or not it kept a name."""
         tree = self._before.copy()
         contents = {node.ident: node.content for node in tree.files()}
-        for op in self._ops:
+        for count, op in enumerate(self._ops, 1):
             tree.apply(op)
+            if op.name in CHANGES_BYTES:
+                self._last_change[tree.handles[op.arguments["h"]].ident] = count
             if op.name in MAKES_FILES:
                 contents |= {node.ident: node.content for node in tree.files()}
         return contents
@@ -122,7 +128,7 @@ class Matcher:
                 state.apply(self._ops[count - 1])
             if count < durable:
                 continue
-            found = self._problems(state, shown, catalog)
+            found = self._problems(state, count, shown, catalog)
             if found:
                 problems.append(found)
                 continue
@@ -159,7 +165,8 @@ class Matcher:
         }
         return {path: node for path, node in state.walk() if path.split("/")[0] not in hidden}
 
-    def _problems(self, state: Tree, shown: Shown, catalog: Set[str]) -> list[str]:
+    def _problems(self, state: Tree, count: int, shown: Shown, catalog: Set[str]) -> list[str]:
+        """Say what is not as it was behind ``count`` calls."""
         expected = self._expected(state, shown, catalog)
         found = [f"{path}: lost" for path in expected.keys() - shown.keys()]
         found += [
@@ -173,12 +180,14 @@ class Matcher:
             counts[node.ident] = counts.get(node.ident, 0) + 1
         for path, node in expected.items():
             there = shown[path]
-            found += [f"{path}: {what}" for what in self._differences(node, there, counts)]
+            found += [f"{path}: {what}" for what in self._differences(node, there, counts, count)]
             if inodes.setdefault(there.inode, node.ident) != node.ident:
                 found.append(f"{path}: same inode as {inodes[there.inode]}")
         return found
 
-    def _differences(self, node: Node, there: Found, counts: dict[str, int]) -> Iterator[str]:
+    def _differences(
+        self, node: Node, there: Found, counts: dict[str, int], count: int
+    ) -> Iterator[str]:
         if (node.kind, node.mode) != (there.kind, there.mode):
             yield f"mode {there.kind | there.mode:o}, not {node.kind | node.mode:o}"
             return
@@ -186,7 +195,7 @@ class Matcher:
             yield f"xattrs {there.xattrs}, not {node.xattrs}"
         if node.kind != DIRECTORY and there.links != counts[node.ident]:
             yield f"{there.links} links, not {counts[node.ident]}"
-        if node.mtime_ns is not None and node.mtime_ns != there.mtime_ns:
+        if not self._fits_time(node, there.mtime_ns, count):
             yield f"mtime {there.mtime_ns}, not {node.mtime_ns}"
         if node.kind == SYMLINK and node.target.encode() != there.data:
             yield f"target {there.data!r}, not {node.target!r}"
@@ -197,6 +206,17 @@ class Matcher:
                 yield problem
             elif content.peak <= self._buffered_bytes_max and node.content.now != there.data:
                 yield "bytes of another moment than the names"
+
+    def _fits_time(self, node: Node, mtime_ns: int, count: int) -> bool:
+        """Whether behind ``count`` calls a file may have this time.
+
+        That of a later change is right as well where the bytes are not in the journal.
+        """
+        if node.mtime_ns in (None, mtime_ns):
+            return True
+        is_buffered = self._contents[node.ident].peak <= self._buffered_bytes_max
+        changed_later = self._last_change.get(node.ident, 0) > count
+        return not is_buffered and changed_later and mtime_ns > node.mtime_ns
 
     def _explain(self, problems: list[list[str]], durable: int) -> str:
         """Show the state that fits best, and the calls that may have been lost."""
