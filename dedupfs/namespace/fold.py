@@ -5,24 +5,17 @@ journal are the truth, after it the new ones. Source: docs/format.md, "Views".
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
 
-from dedupfs.errors import (
-    MissingRecordError,
-    NotADirectoryNameError,
-    NotFoundError,
-    StaleError,
-    StoreError,
-    UsageError,
-)
+from dedupfs.errors import MissingRecordError, StaleError, StoreError, UsageError
 from dedupfs.format.journal import MAGIC, VERSION, JournalHeader
 from dedupfs.format.tree import encode_view_root, entry_references
 from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry, ViewRoot
 from dedupfs.namespace.directory import CatalogDirectory, Directory
+from dedupfs.namespace.freezing import freeze
 from dedupfs.namespace.journal import Journal
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.rows import ViewRow, decode_view_row, encode_view_row, view_owner_key
@@ -332,78 +325,9 @@ class Folder:
         catalog = SnapshotCatalog(self._store)
         catalog.require_free(snapshot)
         self.fold()
-        root = self._frozen(path)
+        root = freeze(self._state, path)
         return catalog.add(
             snapshot, root, tags=tags, source=f"view {self.row.name}", created_ns=created_ns
-        )
-
-    def _frozen(self, path: bytes) -> TreeEntry:
-        state = self._state
-        directory = state.root
-        for name in [part for part in path.split(b"/") if part and part != b"."]:
-            entry = directory.find(name)
-            if entry is None:
-                raise NotFoundError(f"no {os.fsdecode(path)!r} in view {self.row.name!r}")
-            if not entry.is_directory:
-                raise NotADirectoryNameError(
-                    f"{os.fsdecode(path)!r} in view {self.row.name!r} is no directory"
-                )
-            directory = state.child(directory, entry)
-        if isinstance(directory, CatalogDirectory):
-            return self._freeze_catalog(directory)
-        if directory.is_scope or not directory.entry.has_links:
-            return directory.entry
-        return self._freeze_links(directory)
-
-    def _freeze_catalog(self, root: CatalogDirectory) -> TreeEntry:
-        """Freeze what the view itself wrote in a catalogue's root."""
-        entries = [entry for entry in root.own_entries() if not entry.is_whiteout]
-        if any(links_id_of(entry) is not None for entry in entries if entry.is_directory):
-            raise UsageError(
-                "a snapshot with hard links was changed in this view: commit its directories "
-                "one by one (--path)"
-            )
-        links_id = links_id_of(root.entry)
-        tree_id = put_tree(self._store, entries, root.next_slot) if entries else None
-        old = root.entry
-        made = directory_entry(
-            b"",
-            0,
-            entries,
-            tree_id,
-            mode=old.mode,
-            uid=old.uid,
-            gid=old.gid,
-            mtime_ns=old.mtime_ns,
-            xattrs=old.xattrs,
-            links_id=links_id if tree_id is not None else None,
-        )
-        linked_bytes = sum(entry.size for entry in self._state.trees.entries(links_id))
-        return msgspec.structs.replace(made, size=made.size + linked_bytes)
-
-    def _freeze_links(self, directory: Directory) -> TreeEntry:
-        """Give a directory inside a scope a links tree of its own, counting the names inside."""
-        trees = self._state.trees
-        counts: dict[bytes, int] = {}
-        waiting = [directory.entry]
-        while waiting:
-            for entry in trees.entries(tree_id_of(waiting.pop())):
-                if entry.is_link:
-                    counts[entry.content] = counts.get(entry.content, 0) + 1
-                elif entry.is_directory and entry.has_links:
-                    waiting.append(entry)
-        links = self._state.links(directory.scope)
-        entries = []
-        for link_id in sorted(counts):
-            found = links.find(link_id)
-            assert found is not None, "a link that fold has just written"
-            entries.append(msgspec.structs.replace(found, nlink=counts[link_id]))
-        links_id = put_tree(self._store, entries, links.next_slot)
-        old = directory.entry
-        return msgspec.structs.replace(
-            old,
-            content=old.content + links_id,
-            size=old.size + sum(entry.size for entry in entries),
         )
 
 
