@@ -89,6 +89,8 @@ class OpenFile:
         self._new = False
         self._journaled_stop = 0
         self.detached: list[Staging] = []
+        self.lost = False
+        """A power cut took the staging file that the journal names."""
         self._before: _Changed | None = None
         self.unsettled = False
         """Whether bytes, size or times are newer than ``entry``."""
@@ -234,15 +236,16 @@ class OpenFile:
     def _make_writable(self, size: int, now_ns: int, *, keep: int) -> None:
         """Become buffered or staged, as a file of ``size`` bytes has to be.
 
-        While an older staging file waits for a fold (replay settled it), another one must follow:
-        to the next replay, edits without one would speak of the older.
+        While an older staging file waits for a fold (replay settled it, or it is lost), another one
+        must follow: to the next replay, edits without one would speak of the older.
         """
+        must_stage = size > self._buffer_bytes_max or self.lost or bool(self.detached)
         if self.buffer is None and self.staging is None:
-            if size <= self._buffer_bytes_max and not self.detached:
-                self.become_buffered(keep)
-            else:
+            if must_stage:
                 self._stage(now_ns)
-        elif self.buffer is not None and size > self._buffer_bytes_max:
+            else:
+                self.become_buffered(keep)
+        elif self.buffer is not None and must_stage:
             self._spill(now_ns)
 
     def become_buffered(self, keep: int) -> None:
@@ -276,6 +279,7 @@ class OpenFile:
             self.buffer = None
             self._recipe = Recipe()
         self.staging = staging
+        self.lost = False
         self.dirty = Ranges()
         self.dirty.add(self.recipe.size, _WITHOUT_END)
         self._journaled_stop = journaled_bytes
@@ -488,5 +492,6 @@ class OpenFile:
     def confirm(self) -> list[Staging]:
         """The chunks are durable: return the staging files that are no longer needed."""
         self._before = None
+        self.lost = False
         detached, self.detached = self.detached, []
         return detached

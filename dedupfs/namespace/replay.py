@@ -116,6 +116,8 @@ class Replay:
         elif isinstance(edit, Orphan):
             self._orphan(edit, time_ns)
         else:
+            if isinstance(edit, Stage):  # also of a file that is gone: this journal keeps naming it
+                self._state.next_staging = max(self._state.next_staging, edit.staging + 1)
             try:
                 file = self._state.open_file(edit.inode)
             except StaleError:
@@ -233,7 +235,9 @@ class Replay:
         path = staging_path(self._directory, edit.staging)
         if self._state.store.disk.link_count(path) == 0:
             self._lost[file.inode] = edit.staging
+            file.lost = True
             return
+        self._lost.pop(file.inode, None)
         self._state.store.disk.chmod(path, 0o600)  # it may have been about to become a pack
         kept = bytes(file.buffer or b"")
         file.attach(Staging(self._state.store.disk, self._directory, edit.staging, found=True))

@@ -87,6 +87,23 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "store")
 
 
+def lose_the_staging_file(machine: Machine, name: bytes, data: bytes, first_bytes: int) -> None:
+    """Leave a journal that names a staging file and a directory that does not.
+
+    That is what a cut in the middle of another file's fsync leaves, behind the sync of the names.
+    """
+    inode = machine.view.inode_of(machine.create(b"synced meanwhile"))
+    plan = machine.view.plan_fsync(inode)
+    *names, journal = plan.steps
+    SyncPlan(tuple(names)).run()
+    handle = machine.create(name)
+    machine.view.write(handle, 0, data[:first_bytes])
+    machine.view.write(handle, first_bytes, data[first_bytes:])
+    SyncPlan((journal,)).run()
+    machine.cut_the_power()
+    assert machine.read(name) in (b"", data[:SMALL_BYTES])
+
+
 def by_fsync(machine: Machine, handle: int) -> None:
     machine.sync(handle)
 
@@ -246,4 +263,81 @@ def test_bytes_that_were_synced_before_their_journal_bring_their_time(machine: M
         machine.view.lookup(1, b"fifo")
     assert machine.view.lookup(1, b"file").mtime_ns == changed_ns
     assert machine.read(b"file") == noise("old", CHUNK_BYTES) + noise("new", CHUNK_BYTES)
+    machine.end()
+
+
+STORY_OF_A_LOSS = "staging file is missing"
+
+
+@pytest.mark.allow_log(STORY_OF_A_LOSS)
+@pytest.mark.parametrize("also_dies", [False, True])
+def test_a_file_whose_bytes_were_lost_never_gets_those_of_a_later_one(
+    machine: Machine, also_dies: bool
+) -> None:
+    lose_the_staging_file(machine, b"lost", noise("lost", LARGE_BYTES), LARGE_BYTES)
+    left = machine.read(b"lost")
+    if also_dies:
+        machine.die()
+    handle = machine.create(b"later")
+    machine.view.write(handle, 0, noise("later", 2 * LARGE_BYTES))
+    machine.sync(handle)
+    machine.cut_the_power()
+    assert machine.read(b"lost") == left
+    assert machine.read(b"later") == noise("later", 2 * LARGE_BYTES)
+    machine.end()
+
+
+def append_a_little(machine: Machine, handle: int) -> None:
+    machine.view.write(handle, len(machine.read(b"lost")), b"a little")
+
+
+def append_much(machine: Machine, handle: int) -> None:
+    machine.view.write(handle, len(machine.read(b"lost")), noise("much", LARGE_BYTES))
+
+
+def shorten(machine: Machine, handle: int) -> None:
+    machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=3))
+
+
+def lengthen(machine: Machine, handle: int) -> None:
+    machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=LARGE_BYTES))
+
+
+@pytest.mark.allow_log(STORY_OF_A_LOSS)
+@pytest.mark.parametrize("first_bytes", [SMALL_BYTES, LARGE_BYTES])
+@pytest.mark.parametrize("change", [append_a_little, append_much, shorten, lengthen])
+def test_what_is_synced_of_a_file_whose_bytes_were_lost_is_durable(
+    machine: Machine, change: Callable[[Machine, int], None], first_bytes: int
+) -> None:
+    data = noise("lost", LARGE_BYTES)
+    lose_the_staging_file(machine, b"lost", data, first_bytes)
+    for _ in range(3):
+        handle = machine.view.open(machine.view.lookup(1, b"lost").inode, os.O_RDWR)
+        change(machine, handle)
+        expected = machine.read(b"lost")
+        machine.sync(handle)
+        machine.cut_the_power()
+        assert machine.read(b"lost") == expected
+    machine.view.fold()
+    assert machine.read(b"lost") == expected
+    machine.end()
+
+
+def test_a_number_of_a_deleted_staging_file_is_not_given_again_while_its_journal_lives(
+    machine: Machine,
+) -> None:
+    """No power cut is needed: the journal of two dead daemons names one staging file for two."""
+    handle = machine.create(b"deleted")
+    machine.view.write(handle, 0, noise("deleted", LARGE_BYTES))
+    machine.view.release(handle)
+    machine.view.unlink(1, b"deleted")
+    for _ in range(3):
+        machine.view._let_go()
+        machine.die()
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("file", LARGE_BYTES))
+    for _ in range(3):
+        machine.die()
+        machine.view._let_go()
+        assert machine.read(b"file") == noise("file", LARGE_BYTES)
     machine.end()
