@@ -20,6 +20,8 @@ TRANSFERS = "dedupfs.cli.transfers"
 STORES = "dedupfs.cli.stores"
 COLLECTING = "dedupfs.cli.collecting"
 MOUNTS = "dedupfs.cli.mounts"
+COMMITS = "dedupfs.cli.commits"
+VIEWS = "dedupfs.cli.views"
 SPACE = "dedupfs.cli.space"
 PRUNE = "dedupfs.cli.prune"
 REPORT = "dedupfs.cli.report"
@@ -48,8 +50,8 @@ SECTIONS: dict[str, Section] = {
     "Mounts and views": {
         "mount": (MOUNTS, "Mount a view of a store."),
         "umount": (MOUNTS, "Unmount and wait until all is put away."),
-        "commit": (MOUNTS, "Freeze a view, or a directory of a mount, as a snapshot."),
-        "view": (MOUNTS, "List, compare and remove the views of a store."),
+        "commit": (COMMITS, "Freeze a view, or a directory of a mount, as a snapshot."),
+        "view": (VIEWS, "List, compare and remove the views of a store."),
         "status": (STATUS, "Show who has what mounted since when."),
         "run": (RUN, "Run a command in a private view of a snapshot."),
         "top": (TOP, "Show what mounts are doing."),

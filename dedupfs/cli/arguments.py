@@ -55,6 +55,8 @@ TAG = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with exact bytes.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
 
+DEFAULT_VIEW = "default"
+
 
 def snapshot_argument(name: str, metavar: str, **settings: object) -> Callable[[Command], Command]:
     """Return an argument that is completed with snapshots, and with paths in them."""

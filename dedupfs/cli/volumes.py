@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dedupfs.cli import background, output
-from dedupfs.cli.arguments import completed_with
+from dedupfs.cli.arguments import DEFAULT_VIEW, completed_with
 from dedupfs.errors import StoreError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _mount(place: Path, options: "Options", allow_other: bool) -> None:
         place,
         create=False,
         snapshot=options.snapshot if options.snapshot and not options.view else None,
-        view=options.view or mounts.DEFAULT_VIEW,
+        view=options.view or DEFAULT_VIEW,
         ephemeral=options.ephemeral,
         read_only=options.read_only,
         allow_other=allow_other,
