@@ -1,17 +1,15 @@
-"""The command checkout: snapshots as plain directories, without FUSE.
+"""The command checkout: makes snapshots plain directories, without FUSE, updates and removes them.
 
 Specified in docs/cli.md.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from dedupfs.cli import output
+from dedupfs.cli import inspecting, output
 from dedupfs.cli.arguments import (
     DRY_RUN,
     JSON,
@@ -21,28 +19,20 @@ from dedupfs.cli.arguments import (
     open_store,
     snapshot_argument,
 )
+from dedupfs.cli.registered import IN_STORE, checkout_at
 from dedupfs.cli.transfers import Complaints, problems_json
-from dedupfs.errors import CorruptError, NotFoundError, SourceError, UsageError
+from dedupfs.errors import CorruptError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from dedupfs.checkout.make import What
     from dedupfs.checkout.objects import CheckoutReport
-    from dedupfs.checkout.verify import VerifyReport
-    from dedupfs.format.manifest import Manifest
     from dedupfs.store import Store
 
 LINKS = ["symlink", "hardlink", "reflink", "copy", "auto"]
-FINDINGS_SHOWN_MAX = 100
+KEPT_SHOWN_MAX = 100
 
 DIRECTORY = click.argument(
     "directory", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
-)
-IN_STORE = click.option(
-    "--store",
-    "store_path",
-    type=click.Path(path_type=Path),
-    shell_complete=completed_with("directory"),
-    help="The store, if DIR has no mark.",
 )
 SMALLER = click.option(
     "--link-min", metavar="SIZE", help="Copy smaller files (default: what makes a pack, 8 MiB)."
@@ -151,7 +141,7 @@ def update(
     from dedupfs.namespace.checkouts import open_checkout
 
     least = output.parse_size(link_min) if link_min is not None else None
-    with _found(directory, store_path) as (opened, manifest):
+    with checkout_at(directory, store_path) as (opened, manifest):
         what = _what(opened, where) if where is not None else None
         with open_checkout(opened, manifest.number) as registration:
             report = update_checkout(
@@ -165,109 +155,6 @@ def update(
                 on_error=Complaints(),
             )
     _print_made(directory, report, as_json)
-
-
-@checkout.command()
-@click.argument(
-    "place",
-    metavar="DIR|STORE",
-    type=click.Path(path_type=Path),
-    shell_complete=completed_with("directory"),
-)
-@click.option("--full", is_flag=True, help="Read and verify every byte.")
-@IN_STORE
-@JSON
-def verify(place: Path, full: bool, store_path: Path | None, as_json: bool) -> None:
-    """Find what is not as it was made in the checkout DIR, or in all checkouts of STORE.
-
-    Names missing or changed, links that lead nowhere or whose target was written to; and says how
-    many bytes are saved. What others added is told and no fault.
-
-    \b
-    Examples:
-      dedupfs checkout verify /data/model
-      dedupfs checkout verify store/ --full --json
-    """
-    from dedupfs.checkout.place import is_there
-    from dedupfs.checkout.verify import DEDUPE, verify_checkout
-
-    reports: list[VerifyReport] = []
-    gone: list[str] = []
-    if (place / "dedupfs.json").exists():
-        with open_store(place) as opened:
-            for manifest in _all(opened):
-                directory = Path(os.fsdecode(manifest.directory))
-                if is_there(manifest):
-                    reports.append(verify_checkout(opened, manifest, directory, full=full))
-                else:
-                    gone.append(str(directory))
-                    option = "--gone " if manifest.kind == DEDUPE else ""
-                    output.note(
-                        f"{directory} is gone; 'dedupfs checkout rm {option}--store {place} "
-                        f"{manifest.number}' lets go of it"
-                    )
-    else:
-        with _found(place, store_path, to_change=False) as (opened, manifest):
-            reports.append(verify_checkout(opened, manifest, place, full=full))
-    if as_json:
-        output.print_json([_verified_json(report) for report in reports])
-    else:
-        for report in reports:
-            _print_verified(report)
-    bad = [os.fsdecode(report.directory) for report in reports if not report.ok]
-    if bad or gone:
-        raise SourceError(
-            f"{output.count_text(len(bad) + len(gone), 'checkout')} not as made: "
-            + ", ".join([*bad, *gone])
-        )
-
-
-@checkout.command("list")
-@STORE
-@JSON
-def list_(store: Path, as_json: bool) -> None:
-    """List the checkouts of STORE."""
-    from dedupfs.checkout.place import is_there
-
-    rows: list[dict[str, output.Json]] = []
-    with open_store(store) as opened:
-        for manifest in _all(opened):
-            shown = manifest.next or manifest.now
-            assert shown is not None
-            state = "unfinished" if manifest.next is not None else "complete"
-            rows.append(
-                {
-                    "number": manifest.number,
-                    "directory": output.text_of(manifest.directory),
-                    "snapshot": shown.snapshot + (":" if shown.path else ""),
-                    "path": output.text_of(shown.path),
-                    "link": shown.link,
-                    "linked_files": len(manifest.links),
-                    "linked_bytes": sum(held.file_bytes for held in manifest.packs),
-                    "created_ns": manifest.created_ns,
-                    "state": state if is_there(manifest) else "gone",
-                }
-            )
-    if as_json:
-        for row in rows:
-            row["snapshot"] = str(row["snapshot"]).removesuffix(":")
-        output.print_json(rows)
-        return
-    output.print_table(
-        ("NUMBER", "SNAPSHOT", "LINK", "LINKED", "STATE", "DIRECTORY"),
-        [
-            (
-                str(row["number"]),
-                f"{row['snapshot']}{row['path']}",
-                str(row["link"]),
-                output.size(int(str(row["linked_bytes"]))),
-                str(row["state"]),
-                str(row["directory"]),
-            )
-            for row in rows
-        ],
-        right=(0, 3),
-    )
 
 
 @checkout.command("rm")
@@ -309,7 +196,7 @@ def remove(
     from dedupfs.checkout.savings import freed_bytes
     from dedupfs.namespace.checkouts import open_checkout
 
-    with _found(Path(place), store_path) as (opened, manifest):
+    with checkout_at(Path(place), store_path) as (opened, manifest):
         freed = freed_bytes(opened, manifest)
         directory: Path | None = Path(place)
         if not Path(place).is_dir():
@@ -332,7 +219,7 @@ def remove(
     else:
         verb = "would let" if dry_run else "lets"
         output.print_line(f"checkout {manifest.number}: {verb} gc free {output.size(freed)}")
-    for path in kept[:FINDINGS_SHOWN_MAX]:
+    for path in kept[:KEPT_SHOWN_MAX]:
         output.note(f"{path} was changed or added, and stays")
 
 
@@ -341,7 +228,7 @@ def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json
     from dedupfs.checkout.dedupe_state import KIND
     from dedupfs.namespace.checkouts import open_checkout
 
-    with _found(Path(place), store_path, to_change=False) as (opened, manifest):
+    with checkout_at(Path(place), store_path, to_change=False) as (opened, manifest):
         if manifest.kind != KIND:
             raise UsageError(f"{place} is a checkout: 'dedupfs checkout rm' without --gone")
         with open_checkout(opened, manifest.number) as registration:
@@ -353,9 +240,6 @@ def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json
         output.print_line(f"checkout {manifest.number} is forgotten; what it held is in {kept}")
 
 
-# --- shared ----------------------------------------------------------------------------------
-
-
 def _what(store: "Store", where: str) -> "What":
     from dedupfs.checkout.make import What
     from dedupfs.namespace.trees import TreeReader
@@ -364,41 +248,6 @@ def _what(store: "Store", where: str) -> "What":
     if not place.entry.is_directory:
         raise UsageError(f"{where} is no directory; dedupfs cat writes a file")
     return What(place.info, place.path, place.entry)
-
-
-def _all(store: "Store") -> "list[Manifest]":
-    from dedupfs.namespace.checkouts import read_checkouts
-
-    manifests, damaged = read_checkouts(store)
-    for found in damaged:
-        output.note(f"checkout {found.number}: {found.why}")
-    return manifests
-
-
-@contextmanager
-def _found(
-    place: Path, store_path: Path | None, *, to_change: bool = True
-) -> "Iterator[tuple[Store, Manifest]]":
-    """Open the store of a checkout, which is named by its directory or its number."""
-    from dedupfs.checkout.make import KIND
-    from dedupfs.checkout.place import find_checkout, read_mark
-    from dedupfs.namespace.checkouts import read_checkout
-
-    if store_path is None:
-        found = read_mark(place)
-        if found is None:
-            raise NotFoundError(
-                f"{place} is no checkout, or its file system kept no mark: name the --store"
-            )
-        store_path = found.store
-    with open_store(store_path) as opened:
-        if str(place).isdecimal() and not place.exists():
-            manifest = read_checkout(opened, int(str(place)))
-        else:
-            manifest = find_checkout(opened, place)
-        if to_change and manifest.kind != KIND:
-            raise UsageError(f"{place} was made by 'dedupfs {manifest.kind}', which ends it, too")
-        yield opened, manifest
 
 
 def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> None:
@@ -428,7 +277,7 @@ def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> Non
             f"shared, {output.size(report.copied_bytes)} copied in {report.seconds:.1f} s "
             f"({report.link}, checkout {report.number})"
         )
-    for path in report.kept[:FINDINGS_SHOWN_MAX]:
+    for path in report.kept[:KEPT_SHOWN_MAX]:
         output.note(f"{output.text_of(path)} was changed or added, and stays")
     if report.fallbacks:
         output.note(
@@ -445,47 +294,7 @@ def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> Non
         raise SourceError(f"not everything of {directory} could be made ({count})")
 
 
-def _verified_json(report: "VerifyReport") -> dict[str, output.Json]:
-    assert report.shown is not None
-    return {
-        "number": report.number,
-        "directory": output.text_of(report.directory),
-        "snapshot": report.shown.snapshot,
-        "link": report.shown.link,
-        "ok": report.ok,
-        "unfinished": report.unfinished,
-        "files": report.files,
-        "logical_bytes": report.logical_bytes,
-        "saved_bytes": report.saved_bytes,
-        "findings": [
-            {"kind": found.kind, "path": output.text_of(found.path), "why": found.why}
-            for found in report.findings
-        ],
-        "savings": [
-            {
-                "path": output.text_of(saving.path),
-                "kind": saving.kind,
-                "saved_bytes": saving.saved_bytes,
-            }
-            for saving in report.savings
-        ],
-    }
-
-
-def _print_verified(report: "VerifyReport") -> None:
-    assert report.shown is not None
-    for found in report.findings[:FINDINGS_SHOWN_MAX]:
-        why = f": {found.why}" if found.why else ""
-        output.print_line(f"{found.kind}: {output.text_of(found.path)}{why}")
-    if len(report.findings) > FINDINGS_SHOWN_MAX:
-        output.print_line(f"and {len(report.findings) - FINDINGS_SHOWN_MAX:,} more (--json)")
-    if report.unfinished:
-        output.print_line("unfinished: 'dedupfs checkout update DIR' goes on")
-    output.print_line(
-        f"{output.text_of(report.directory)}: {output.count_text(report.files, 'file')}, "
-        f"{output.size(report.logical_bytes)} of {report.shown.snapshot}, "
-        f"{output.size(report.saved_bytes)} saved"
-    )
-
+checkout.add_command(inspecting.verify)
+checkout.add_command(inspecting.list_)
 
 COMMANDS: list[click.Command] = [checkout]
