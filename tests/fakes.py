@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from dedupfs.errors import StoreError, StoreFullError
-from dedupfs.store.disk import Buffer, Disk, File, RealDisk
+from dedupfs.store.disk import Buffer, Disk, File
+from dedupfs.store.realdisk import RealDisk
 
 
 class Crashed(BaseException):  # not an Exception: no handler of the code under test may catch it

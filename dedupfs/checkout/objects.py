@@ -16,7 +16,7 @@ from dedupfs.model import TreeEntry
 from dedupfs.namespace.contents import load_recipe
 from dedupfs.recipe import Recipe
 from dedupfs.store import Store
-from dedupfs.store.disk import clone_range
+from dedupfs.store.syscalls import clone_range
 from dedupfs.store.whole import Run, block_part, raw_runs
 from dedupfs.transfer.export import data_runs
 from dedupfs.transfer.metadata import apply_metadata, object_at

@@ -16,7 +16,7 @@ from dedupfs.errors import NotFoundError, SourceError, UsageError
 from dedupfs.format.manifest import Manifest
 from dedupfs.namespace.checkouts import read_checkout, read_checkouts
 from dedupfs.store import Store
-from dedupfs.store.disk import clone_range
+from dedupfs.store.syscalls import clone_range
 from dedupfs.transfer.metadata import drop_inherited_acls
 
 _PROBE_BYTES = 4096

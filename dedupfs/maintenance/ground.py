@@ -1,7 +1,8 @@
 """What the file system below a store can do, tried with a small file beside it.
 
-Makes one temporary directory and removes it. Asks no store; what is tried is what ``store.disk``
-and LMDB rely on. Source: fallocate(2), ioctl_ficlonerange(2), preadv2(2), flock(2), link(2).
+Makes one temporary directory and removes it. Asks no store; what is tried is what
+``store.realdisk`` and LMDB rely on. Source: fallocate(2), ioctl_ficlonerange(2), preadv2(2),
+flock(2), link(2).
 """
 
 import ctypes

@@ -4,7 +4,8 @@
 """
 
 from dedupfs.store.db import ReadTxn, Table
-from dedupfs.store.disk import Disk, RealDisk
+from dedupfs.store.disk import Disk
+from dedupfs.store.realdisk import RealDisk
 from dedupfs.store.store import Store
 from dedupfs.store.transaction import Transaction
 

@@ -41,7 +41,7 @@ from dedupfs.store import memory
 from dedupfs.store.codec import Encoder
 from dedupfs.store.committer import Committer
 from dedupfs.store.db import Database, ReadTxn, Table
-from dedupfs.store.disk import Buffer, Disk, RealDisk
+from dedupfs.store.disk import Buffer, Disk
 from dedupfs.store.layout import (
     Layout,
     make_config,
@@ -54,6 +54,7 @@ from dedupfs.store.owner import Owner
 from dedupfs.store.packs import PackFiles
 from dedupfs.store.pending import Pending, place_of
 from dedupfs.store.reader import Reader
+from dedupfs.store.realdisk import RealDisk
 from dedupfs.store.settings import save_config
 from dedupfs.store.transaction import Transaction
 from dedupfs.store.verbatim import check_chunks, link_pack, listed_chunks, new_chunks, reserve_pack

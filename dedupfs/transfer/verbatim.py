@@ -19,8 +19,8 @@ from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.codec import Encoder
 from dedupfs.store.cutter import Cut
-from dedupfs.store.disk import uncached_flags
 from dedupfs.store.match import match_chunks
+from dedupfs.store.syscalls import uncached_flags
 from dedupfs.transfer.reader import Block
 
 SYNC_BYTES = 64 << 20

@@ -10,7 +10,7 @@ from dedupfs.namespace import live
 from dedupfs.namespace.view import View
 from dedupfs.namespace.views import lock_view
 from dedupfs.store import Store
-from dedupfs.store.disk import RealDisk
+from dedupfs.store.realdisk import RealDisk
 from tests.cli.conftest import Run
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dedupfs.cli import main
-from dedupfs.store.disk import RealDisk
+from dedupfs.store.realdisk import RealDisk
 
 CHANGING = (
     *("open", "pwrite", "fsync", "fdatasync", "fsync_dir", "truncate", "punch", "reserve"),

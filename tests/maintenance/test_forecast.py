@@ -21,7 +21,8 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
 from dedupfs.namespace.views import remove_view
 from dedupfs.store import ReadTxn, Store, Table
-from dedupfs.store.disk import File, RealDisk
+from dedupfs.store.disk import File
+from dedupfs.store.realdisk import RealDisk
 from tests.conftest import Scale
 from tests.maintenance.samples import (
     SMALL,

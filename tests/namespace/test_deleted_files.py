@@ -9,7 +9,7 @@ import pytest
 
 from dedupfs.namespace.journal import Journal
 from dedupfs.namespace.staging import Staging
-from dedupfs.store.disk import RealDisk
+from dedupfs.store.realdisk import RealDisk
 
 
 @pytest.fixture

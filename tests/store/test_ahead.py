@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dedupfs.store.ahead import ReadAhead
-from dedupfs.store.disk import File, RealDisk
+from dedupfs.store.disk import File
+from dedupfs.store.realdisk import RealDisk
 
 MIB = 1 << 20
 FILE = File(-1, Path("a pack"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import StoreError, StoreFullError
-from dedupfs.store.disk import RealDisk
+from dedupfs.store.realdisk import RealDisk
 from tests.store.payloads import noise
 
 DISK = RealDisk()
@@ -198,9 +198,9 @@ def test_a_file_that_outlives_the_program_says_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from dedupfs.store import disk\n"
+        "from dedupfs.store import disk, realdisk\n"
         "sys.alive = [os, disk]  # whose names go one module after the other, disk's first\n"
-        "os.kept = disk.RealDisk().open(Path(sys.argv[1]), write=True, create=True)\n"
+        "os.kept = realdisk.RealDisk().open(Path(sys.argv[1]), write=True, create=True)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "file")]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
