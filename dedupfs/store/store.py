@@ -8,56 +8,32 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from operator import itemgetter
 from pathlib import Path
 from typing import Self
 
 from dedupfs.chunking import Chunker, ChunkingParams
-from dedupfs.errors import CorruptError, MissingRecordError, StoreError, UsageError
-from dedupfs.format.keys import (
-    decode_location,
-    decode_pack_row,
-    encode_pack_key,
-    pack_record_row,
-)
-from dedupfs.format.pack import (
-    CHUNK_BYTES_MAX,
-    RECORD_BYTES_MAX,
-    SALT_MAX,
-    encode_chunk_table,
-    record_id,
-)
+from dedupfs.errors import CorruptError, StoreError, UsageError
+from dedupfs.format.keys import decode_location, pack_record_row
+from dedupfs.format.pack import CHUNK_BYTES_MAX, RECORD_BYTES_MAX, record_id
 from dedupfs.format.tree import references
-from dedupfs.model import (
-    HOLE,
-    Extent,
-    Location,
-    RecordId,
-    RecordKind,
-    StoreConfig,
-)
+from dedupfs.model import Extent, Location, RecordId, RecordKind, StoreConfig
 from dedupfs.recipe import Piece
 from dedupfs.store import memory
 from dedupfs.store.codec import Encoder
 from dedupfs.store.committer import Committer
 from dedupfs.store.db import Database, ReadTxn, Table
 from dedupfs.store.disk import Buffer, Disk
-from dedupfs.store.layout import (
-    Layout,
-    make_config,
-    make_directories,
-    read_config,
-    write_config,
-)
+from dedupfs.store.layout import Layout, make_config, read_config
+from dedupfs.store.lookup import Finder, Lookup
+from dedupfs.store.opening import make_store, open_index
 from dedupfs.store.openpack import OpenPacks
 from dedupfs.store.owner import Owner
 from dedupfs.store.packs import PackFiles
 from dedupfs.store.pending import Pending, place_of
 from dedupfs.store.reader import Reader
 from dedupfs.store.realdisk import RealDisk
-from dedupfs.store.settings import save_config
 from dedupfs.store.transaction import Transaction
-from dedupfs.store.verbatim import check_chunks, link_pack, listed_chunks, new_chunks, reserve_pack
+from dedupfs.store.verbatim import VerbatimMaker
 
 __all__ = ["ReadTxn", "Store", "Table", "Transaction"]
 
@@ -96,7 +72,11 @@ class Store:
         self._files = PackFiles(self.layout, disk)
         self.packs = OpenPacks(self.layout, disk, self._files, db, config)
         self._pending = Pending()
-        self.reader = Reader(disk, self._files, self.digest, self.rows, self.packs.read_unflushed)
+        self._lookup = Lookup(self._pending, db)
+        self.reader = Reader(
+            disk, self._files, self.digest, self._lookup.rows, self.packs.read_unflushed
+        )
+        self._finder = Finder(self._pending, self._lookup, self.reader, self.digest)
         self._committer = Committer(
             layout=self.layout,
             disk=disk,
@@ -105,6 +85,17 @@ class Store:
             pending=self._pending,
             reader=self.reader,
             owner=self._owner,
+        )
+        self._verbatim = VerbatimMaker(
+            layout=self.layout,
+            disk=disk,
+            files=self._files,
+            db=db,
+            pending=self._pending,
+            lookup=self._lookup,
+            reader=self.reader,
+            owner=self._owner,
+            put=self.put,
         )
         self.punches = True
         memory.keep_freed()
@@ -141,16 +132,7 @@ class Store:
             verbatim_bytes_min=verbatim_bytes_min,
             hash_seed=hash_seed,
         )
-        make_directories(layout, disk)
-        db = Database(layout.index, create=True)
-        try:
-            disk.fsync_dir(layout.index)
-            save_config(db, config)
-            write_config(layout, disk, config)
-            return cls(path, config, db, disk)
-        except BaseException:
-            db.close()
-            raise
+        return cls(path, config, make_store(layout, disk, config), disk)
 
     @classmethod
     def open(cls, path: Path, *, disk: Disk | None = None, create_index: bool = False) -> Self:
@@ -168,12 +150,7 @@ class Store:
         path = Path(os.path.abspath(path))
         layout = Layout(path)
         config = read_config(layout, disk)
-        if create_index:
-            disk.mkdir(layout.index)
-            disk.mkdir(layout.run)
-        elif "data.mdb" not in disk.listdir(layout.index):
-            raise StoreError(f"{path} has no index; run: dedupfs reindex {path}")
-        return cls(path, config, Database(layout.index, create=create_index), disk)
+        return cls(path, config, open_index(layout, disk, create=create_index), disk)
 
     def close(self) -> None:
         """Drop what is not committed, and give pins, locks and files back."""
@@ -242,7 +219,7 @@ class Store:
             StoreFullError: the disk is full; nothing has changed.
             CorruptError: the payload is not of its kind.
         """
-        known, identity, salt = self._find(kind, payload, digest)
+        known, identity, salt = self._finder.find(kind, payload, digest)
         if known:
             return identity
         limit = CHUNK_BYTES_MAX if kind == RecordKind.CHUNK else RECORD_BYTES_MAX
@@ -276,7 +253,7 @@ class Store:
         self, payload: bytes | memoryview, *, digest: RecordId | None = None
     ) -> RecordId | None:
         """Return the id of an equal chunk in the store (pending ones included), or None."""
-        known, identity, _salt = self._find(RecordKind.CHUNK, payload, digest)
+        known, identity, _salt = self._finder.find(RecordKind.CHUNK, payload, digest)
         return identity if known else None
 
     def probe_chunk(
@@ -286,32 +263,12 @@ class Store:
 
         The id is what ``digest`` gives, unless another chunk has it already.
         """
-        known, identity, salt = self._find(RecordKind.CHUNK, payload, digest)
+        known, identity, salt = self._finder.find(RecordKind.CHUNK, payload, digest)
         if salt and not known:
             self._pending.salts[identity] = salt
         elif not known:
             self._pending.salts.pop(identity, None)
         return identity, known
-
-    def _find(
-        self, kind: RecordKind, payload: bytes | memoryview, digest: RecordId | None
-    ) -> tuple[bool, RecordId, int]:
-        """Return whether the store has ``payload``, and the id and salt it has or can have."""
-        for salt in range(SALT_MAX + 1):
-            identity = None if salt else digest
-            identity = identity or self.digest(kind, payload, salt)
-            if identity == HOLE:
-                continue
-            row = self._pending.rows.get(identity)
-            if row is None:
-                row = self.db.record_row(identity)
-                if row is None:
-                    return False, identity, salt
-            # A row of another salt is damaged: what it points at would never be verified.
-            if row[2:3] == bytes([salt]) and self.reader.equal(row, kind, payload, identity):
-                self.note_match(identity, row)
-                return True, identity, salt
-        raise StoreError(f"{SALT_MAX + 1} records of one id: somebody crafts collisions")
 
     def note_match(self, record_id: RecordId, row: bytes) -> None:
         """Note that a caller found the bytes of a committed record equal to its own.
@@ -319,9 +276,7 @@ class Store:
         The next transaction refuses when another record has this id by then. ``row`` is that of
         RECORDS. ``put`` and ``find_chunk`` do this themselves.
         """
-        self._pending.found_bytes += int.from_bytes(row[20:24], "little")  # logical: format/keys.py
-        if record_id not in self._pending.rows:
-            self._pending.matched[record_id] = place_of(row)
+        self._finder.note_match(record_id, row)
 
     def get(self, record_id: RecordId, kind: RecordKind) -> bytes:
         """Return the payload of a record, decoded and verified.
@@ -330,37 +285,28 @@ class Store:
             MissingRecordError: no such record.
             CorruptError: it is damaged, or of another kind.
         """
-        row = self._row(record_id)
+        row = self._lookup.row(record_id)
         if row[0] != kind:
             raise CorruptError(f"record {record_id.hex()} is of kind {row[0]}, not {kind.name}")
         try:
             return bytes(self.reader.payload(record_id, row))
         except CorruptError:
-            again = self._row(record_id)  # it may have moved while we read
+            again = self._lookup.row(record_id)  # it may have moved while we read
             if place_of(again) == place_of(row):
                 raise
         return bytes(self.reader.payload(record_id, again))
 
     def has(self, record_id: RecordId) -> bool:
         """Whether some record, pending ones included, has this id."""
-        return record_id in self._pending.rows or self.db.record_row(record_id) is not None
+        return self._lookup.find(record_id) is not None
 
     def locate(self, record_id: RecordId) -> Location:
         """Return where a record lies, or raise MissingRecordError."""
-        return decode_location(self._row(record_id))[0]
-
-    def _row(self, record_id: RecordId) -> bytes:
-        row = self._pending.rows.get(record_id) or self.db.record_row(record_id)
-        if row is None:
-            raise MissingRecordError(f"record {record_id.hex()} is not in the store")
-        return row
+        return decode_location(self._lookup.row(record_id))[0]
 
     def rows(self, record_ids: Sequence[RecordId]) -> list[bytes | None]:
         """Return the rows of RECORDS for several ids, pending records included. Any thread."""
-        # Pending first: a record that is committed in between is then found in the index.
-        pending = [self._pending.rows.get(record_id) for record_id in record_ids]
-        committed = self.db.record_rows(record_ids)
-        return [one or other for one, other in zip(pending, committed, strict=True)]
+        return self._lookup.rows(record_ids)
 
     def put_verbatim(
         self,
@@ -391,25 +337,7 @@ class Store:
         """
         if self._committer.active is not None:
             raise UsageError("put_verbatim inside a transaction")
-        source = self.disk.open(file)
-        file_bytes = self.disk.size(source)
-        check_chunks(chunks, file_bytes)
-        check_chunks(sorted([*chunks, *known], key=itemgetter(0)), file_bytes)
-        fresh = new_chunks(
-            self.disk, self._pending, self.reader, self.db.record_row, source, chunks
-        )
-        listed = listed_chunks(fresh, known, self._row)
-        self._owner.claim()
-        pack = reserve_pack(self.db, self.owner)
-        path = link_pack(self.layout, self.disk, self._files, source, pack, mode)
-        try:
-            table = encode_chunk_table(pack, file_bytes, listed)
-            table_id = self.put(RecordKind.CHUNK_TABLE, table)
-        except BaseException:
-            self.disk.unlink(path)
-            raise
-        self._pending.add_verbatim(pack, file_bytes, table_id, fresh)
-        return pack
+        return self._verbatim.make(file, chunks, known, mode)
 
     def chunk_table_of(self, txn: ReadTxn, pack: int) -> RecordId:
         """Return the id of a verbatim pack's chunk table; the pack may be pending.
@@ -417,14 +345,7 @@ class Store:
         Raises:
             MissingRecordError: there is no such verbatim pack (any more).
         """
-        pending = self._pending.verbatim.get(pack)
-        if pending is not None:
-            return pending.chunk_table
-        row = txn.get(Table.PACKS, encode_pack_key(pack))
-        table_id = decode_pack_row(row).chunk_table if row is not None else None
-        if table_id is None:
-            raise MissingRecordError(f"verbatim pack {pack} is not in the store (any more)")
-        return table_id
+        return self._lookup.chunk_table_of(txn, pack)
 
     # --- reading -----------------------------------------------------------------------------
 
