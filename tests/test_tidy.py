@@ -24,6 +24,9 @@ UNFINISHED = re.compile(r"\b(?:TO[D]O|FI[X]ME|X[X]X|HA[C]K)\b")
 VAGUE_NAMES = frozenset({"common", "helper", "helpers", "misc", "util", "utilities", "utils"})
 # Exit codes are made in one main, errnos in one decorator.
 MAY_EXIT = frozenset({"dedupfs/__main__.py", "dedupfs/cli/__init__.py", "dedupfs/cli/__main__.py"})
+# docs/format.md, "Index" and "Write order": a document, and sections of it.
+NAMED_SECTIONS = re.compile(r'docs/(\w+\.md),?((?:(?:\s|#)*(?:and|,)?(?:\s|#)*"[^"\n]+")+)')
+SECTION = re.compile(r"^(?:#+ (.+)|\*\*([^*]+?)\.?\*\*.*)$", re.MULTILINE)
 MAY_RAISE_FUSE_ERROR = frozenset({"dedupfs/fuse/operations.py", "dedupfs/fuse/reply.py"})
 
 
@@ -108,6 +111,21 @@ def no_test_sleeps(source: Source) -> Iterator[str]:
             yield f"{_place(source, node)}: wait for the event itself, with a limit; do not sleep"
 
 
+def sections_that_are_named_exist(source: Source) -> Iterator[str]:
+    for match in NAMED_SECTIONS.finditer(source.text):
+        number = source.text.count("\n", 0, match.start()) + 1
+        for name in re.findall('"([^"]+)"', match[2]):
+            if name not in _sections(match[1]):
+                yield f"{source.path}:{number}: docs/{match[1]} has no section {name!r}"
+
+
+@cache
+def _sections(document: str) -> frozenset[str]:
+    """Return the headings of a document, and the bold words that its paragraphs begin with."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    return frozenset(heading or bold for heading, bold in SECTION.findall(text))
+
+
 def _mentions(node: ast.AST, module: str | None, name: str) -> bool:
     """Tell whether ``node`` is `module.name` or imports it, or for no module the bare name."""
     match node:
@@ -133,6 +151,7 @@ RULES: list[Rule] = [
     only_main_exits,
     only_reply_raises_fuse_error,
     no_test_sleeps,
+    sections_that_are_named_exist,
 ]
 
 
@@ -176,6 +195,12 @@ LONG_FILE = "x = 1\n" * (FILE_LINES_MAX + 1)
         (only_reply_raises_fuse_error, "dedupfs/a.py", "FUSEError(1)\n", "dedupfs/a.py:1:"),
         (no_test_sleeps, "tests/a.py", "import time\ntime.sleep(1)\n", "tests/a.py:2:"),
         (no_test_sleeps, "tests/a.py", "from time import sleep\n", "tests/a.py:1:"),
+        (
+            sections_that_are_named_exist,
+            "dedupfs/a.py",
+            '\n# Source: docs/format.md, "Packs" and\n# "Nowhere".\n',
+            "dedupfs/a.py:2:",
+        ),
     ],
 )
 def test_a_broken_rule_is_named_with_its_place(
@@ -194,6 +219,7 @@ def test_a_broken_rule_is_named_with_its_place(
         (only_reply_raises_fuse_error, "dedupfs/fuse/operations.py", "pyfuse3.FUSEError\n"),
         (functions_are_short, "dedupfs/a.py", LONG_FUNCTION.removesuffix("    x = 1\n")),
         (nothing_is_left_unfinished, "dedupfs/a.py", 'x = "/tmp/fileXXXXXX"\n'),
+        (sections_that_are_named_exist, "dedupfs/a.py", '# docs/architecture.md, "Run".\n'),
     ],
 )
 def test_a_rule_leaves_alone_what_is_allowed(rule: Rule, path: str, text: str) -> None:

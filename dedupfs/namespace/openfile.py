@@ -2,7 +2,7 @@
 
 A file is *clean* (all bytes are chunks), *buffered* (small: all bytes in memory, and in the
 journal) or *staged* (changed ranges in a staging file). Knows no names; what must survive SIGKILL
-goes to the ``FileLog`` before a call returns. Source: docs/architecture.md, "Writing".
+goes to the ``FileLog`` before a call returns. Source: docs/architecture.md, "Write".
 """
 
 from collections.abc import Iterator, Sequence

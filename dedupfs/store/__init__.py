@@ -1,6 +1,6 @@
 """Records and packs on disk, and the index over them; knows no names and no inodes.
 
-``Store`` (store.py) is the way in. Source: docs/format.md, docs/architecture.md "Store".
+``Store`` (store.py) is the way in. Source: docs/format.md; docs/architecture.md, "Paths".
 """
 
 from dedupfs.store.db import ReadTxn, Table

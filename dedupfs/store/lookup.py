@@ -1,7 +1,7 @@
 """Which records there are, those that this process has pending over those of the index.
 
 ``Lookup`` finds them by id, ``Finder`` by what they hold. Knows no disk. Source:
-docs/architecture.md, "Store".
+docs/format.md, "Ids".
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Many chunks compared with the store at once, where they lie there side by side as they do here.
 
 The bulk form of ``Store.find_chunk`` for a file that the store has already: one look-up, one read
-and one comparison for a run of chunks. Source: docs/architecture.md, "Store".
+and one comparison for a run of chunks. Source: docs/architecture.md, "Write".
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 A read puts bytes where the caller wants them, without a copy in between where the chunks are raw.
 Thread-safe. Knows no index (rows are handed in by a function) and no names. Source:
-docs/format.md, "Packs"; docs/architecture.md, "Reading".
+docs/format.md, "Packs"; docs/architecture.md, "Read".
 """
 
 import mmap

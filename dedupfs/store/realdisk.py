@@ -1,6 +1,6 @@
-"""The machine's own file systems as a ``Disk``: the only place where the store touches files.
+"""The machine's own file systems as a ``Disk``; ``OSError`` is translated here.
 
-``OSError`` is translated here, once.
+Knows no pack and no format.
 """
 
 import errno

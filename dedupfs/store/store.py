@@ -1,7 +1,7 @@
 """``Store``: put and get records, read pieces of chunks, and the one commit point.
 
 Knows no names, inodes or snapshots: those are other layers' rows and payloads. Source:
-docs/format.md; docs/architecture.md, "Store" and "Concurrency".
+docs/format.md; docs/architecture.md, "Paths" and "Concurrency contract".
 """
 
 import logging
