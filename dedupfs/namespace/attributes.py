@@ -23,6 +23,7 @@ from dedupfs.model import ATIME_EPOCH_NS, TreeEntry, xattrs_fit
 from dedupfs.namespace import acl
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.state import ViewState
+from dedupfs.namespace.writing import truncate
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
@@ -224,7 +225,7 @@ def _set_size(state: ViewState, inode: int, size: int, now_ns: int) -> None:
     if not entry.is_file:
         raise InvalidError("only a regular file has a size to set")
     if size != entry.size:
-        state.open_file(inode).truncate(size, now_ns)
+        truncate(state, state.open_file(inode), size, now_ns)
         return
     note_same_size(state, inode, now_ns)
 

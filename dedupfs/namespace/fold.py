@@ -220,7 +220,8 @@ class Folder:
         try:
             for file in carried:
                 file.sync()
-                for edit in file.restated():  # each a record of its own: no record is too long
+                for edit in file.restated(times_told=state.kernel_keeps_times):
+                    # Each is a record of its own, so that none is too long.
                     state.append_file(file.inode, [edit], file.mtime_ns)
             self._restate_nameless()
             journal.publish()
@@ -262,7 +263,7 @@ class Folder:
         for file in state.files.values():
             if file.orphan:
                 state.append_orphan(file.inode, file.named_entry(), file.mtime_ns)
-                for edit in file.restated():
+                for edit in file.restated(times_told=state.kernel_keeps_times):
                     state.append_file(file.inode, [edit], file.mtime_ns)
 
     def _clean_up(self, step: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from dedupfs.errors import (
     StoreFullError,
 )
 from dedupfs.model import Attr
+from dedupfs.namespace import writing
 from dedupfs.namespace.attributes import drop_privileges, note_same_size, put_attributes
 from dedupfs.namespace.directory import Directory
 from dedupfs.namespace.ledger import DIRECTORY, PRIVILEGED, Ledger
@@ -124,8 +125,8 @@ class HandleTable:
             ReadOnlyError: for writing, on a read-only mount. IsADirectoryNameError, InvalidError:
                 not a regular file.
         """
-        writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        if writing and self._read_only:
+        to_write = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        if to_write and self._read_only:
             raise ReadOnlyError("the mount is read-only")
         entry = self._state.entry_of(inode)
         if entry.is_directory:
@@ -136,7 +137,7 @@ class HandleTable:
         if flags & os.O_TRUNC:
             drop_privileges(self._state, inode, keep_bits=privileged, now_ns=now_ns)
             if file.size:
-                file.truncate(0, now_ns)
+                writing.truncate(self._state, file, 0, now_ns)
             else:
                 note_same_size(self._state, inode, now_ns)
         return self.open_object(file, privileged=privileged)
@@ -181,7 +182,7 @@ class HandleTable:
                 now_ns=now_ns,
                 keep_capability=cached,
             )
-        file.write(file_offset, data, now_ns)
+        writing.write(self._state, file, file_offset, data, now_ns)
         if file.staging is not None and not cached:
             self._ledger.note_mtime(handle, now_ns)
         return len(data)
@@ -256,7 +257,7 @@ class HandleTable:
             return SyncPlan(())
         file = None if inode is None else state.files.get(inode)
         if file is not None:
-            file.adopt_before_sync()
+            writing.adopt_before_sync(self._state, file)
         journal, names = state.journal.syncer, state.names
         always = (names, names.changes), (journal, journal.changes)
         if file is None or file.staging is None:
@@ -266,7 +267,7 @@ class HandleTable:
     def adopt_found(self) -> None:
         """Give up the room of bytes that the store turned out to have."""
         for file in list(self._state.files.values()):
-            file.adopt_before_sync()
+            writing.adopt_before_sync(self._state, file)
 
     def plan_fold(self) -> SyncPlan:
         """Plan to make durable what a fold would have to wait for.
@@ -279,7 +280,7 @@ class HandleTable:
             return SyncPlan(())
         files = list(state.files.values())
         for file in files:
-            file.adopt_before_sync()
+            writing.adopt_before_sync(self._state, file)
         verbatim_bytes_min = state.store.config.verbatim_bytes_min
         syncers = [
             file.staging.syncer

@@ -1,6 +1,6 @@
 """Cuts a file while it is written in order: duplicates are found before they reach the disk.
 
-Works on bytes and offsets alone; what it finds is a plan for ``OpenFile.adopt`` and for settling.
+Works on bytes and offsets alone; what it finds is a plan for adopting and for settling.
 Bytes are compared with the store's, and handed to the disk, in a thread: a write does not wait.
 When what was compared is taken over depends on nothing but what was written.
 """

@@ -162,7 +162,7 @@ class Replay:
             return
         file = state.files.get(edit.inode)
         if file is None and entry is not None and self._is_kept(edit.inode):
-            file = state.files[edit.inode] = OpenFile(state.store, state, edit.inode, entry)
+            file = state.open_new(edit.inode, entry)
         if file is None:
             return
         file.orphan = True

@@ -12,7 +12,7 @@ import msgspec
 
 from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, StoreFullError
 from dedupfs.format.journal import Attributes, Edit, NameEdit, Orphan, Place, Put, Remove
-from dedupfs.model import HOLE, LINK_MODE, Attr, Extent, RecordId, TreeEntry
+from dedupfs.model import HOLE, LINK_MODE, Attr, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
     CATALOG_SLOTS_START,
@@ -69,7 +69,8 @@ class ViewState:
         self.inodes = InodeTable(store, view_id, next_number)
         self.journal: Journal | None = None
         self.kernel_keeps_times = False
-        """See ``FileLog``; of a mount with a writeback cache."""
+        """Writes come from the kernel's page cache, later than they were made: it says when that
+        was (setattr), and so they change no times themselves."""
         self.next_staging = 1
         self.files: dict[int, OpenFile] = {}
         self.nameless: dict[int, TreeEntry] = {}
@@ -363,7 +364,7 @@ class ViewState:
         self.held_back.update(missing)
 
     def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
-        """Write edits about a file's bytes to the journal; the file applies them itself."""
+        """Journal what happened to a file's bytes; SIGKILL cannot lose it afterwards."""
         if self.journal is None:
             return
         file = self.files.get(inode)
@@ -459,15 +460,15 @@ class ViewState:
 
     def open_new(self, inode: int, entry: TreeEntry) -> OpenFile:
         """Make the object of a regular file that has none."""
-        file = self.files[inode] = OpenFile(self.store, self, inode, entry)
+        file = self.files[inode] = OpenFile(self.store, inode, entry)
         return file
 
     def open_ids(self, inode: int) -> list[RecordId]:
         """Return the ids of a regular file's settled chunks, holes left out."""
-        file = self.files.get(inode) or OpenFile(self.store, self, inode, self.locate(inode)[1])
+        file = self.files.get(inode) or OpenFile(self.store, inode, self.locate(inode)[1])
         return [chunk_id for chunk_id in file.recipe.ids if chunk_id != HOLE]
 
-    # --- FileLog ---------------------------------------------------------------------------------
+    # --- what the view's files and the store's records need --------------------------------------
 
     def new_staging(self) -> Staging:
         """Make a new staging file in the view's directory."""
@@ -479,13 +480,9 @@ class ViewState:
         return staging
 
     def sync_journal(self) -> None:
-        """Make the journal durable."""
+        """Make what was journaled durable: before anything is given up that it speaks of."""
         if self.journal is not None:
             self.journal.sync()
-
-    def pin_extents(self, extents: Sequence[Extent]) -> bool:
-        """Hold chunks back from gc for this view; False when one is gone already."""
-        return self.pin([e.chunk_id for e in extents if e.chunk_id != HOLE])
 
     def pin(self, record_ids: Sequence[RecordId]) -> bool:
         """Hold records back from gc until the next fold; False when one is gone already."""

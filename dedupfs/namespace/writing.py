@@ -1,0 +1,186 @@
+"""Writing: the bytes that a request brings go to an open file, and to where SIGKILL spares them.
+
+Journal and staging file come first, and the file in memory takes over what they have: that half is
+``OpenFile``'s, for replay alike. Knows no names. Source: docs/architecture.md, "Write".
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dedupfs.errors import StoreError, TooLargeError
+from dedupfs.format.journal import Adopt, Edit, Stage, Truncate, Write
+from dedupfs.format.tree import encode_extents
+from dedupfs.model import FILE_BYTES_MAX, HOLE, Extent
+from dedupfs.namespace.openfile import OpenFile
+from dedupfs.namespace.state import ViewState
+
+
+def write(state: ViewState, file: OpenFile, file_offset: int, data: bytes, now_ns: int) -> None:
+    """Write ``data``; when this returns, SIGKILL cannot lose it.
+
+    Raises:
+        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+    """
+    stop = file_offset + len(data)
+    if stop > FILE_BYTES_MAX:
+        raise TooLargeError(f"a file cannot have {stop} bytes")
+    if state.kernel_keeps_times:
+        now_ns = 0
+    _make_writable(state, file, max(file.size, stop), now_ns, keep=file.size)
+    if file.buffer is not None:
+        state.append_file(file.inode, [Write(file.inode, file_offset, data)], now_ns)
+        if file_offset > len(file.buffer):
+            file.buffer.extend(bytes(file_offset - len(file.buffer)))
+        file.buffer[file_offset:stop] = data
+    else:
+        _write_staged(state, file, file_offset, data, now_ns)
+    file.size = max(file.size, stop)
+    file.changed(now_ns)
+
+
+def _write_staged(
+    state: ViewState, file: OpenFile, file_offset: int, data: bytes, now_ns: int
+) -> None:
+    """Write to the staging file, and to the journal unless the staging file alone is enough.
+
+    It is for bytes behind the settled ones: they have nothing older under them that a power
+    cut could uncover. What replaces settled bytes is journaled as data, so that replay needs no
+    order between two files.
+    """
+    assert file.staging is not None
+    journaled = file_offset < file.journaled_stop
+    if journaled:
+        state.append_file(file.inode, [Write(file.inode, file_offset, data)], now_ns)
+        file.note_journaled(file_offset, file_offset + len(data))
+    file.staging.write(file_offset, data, now_ns, journaled=journaled)
+    if file.cutter is not None:
+        file.cutter.feed(file_offset, data)
+        file.cutter.write_out(file.staging.write_out)
+        if file.cutter.wants_adoption():
+            _adopt(state, file, now_ns)
+
+
+def _make_writable(state: ViewState, file: OpenFile, size: int, now_ns: int, *, keep: int) -> None:
+    """Become buffered or staged, as a file of ``size`` bytes has to be.
+
+    While an older staging file waits for a fold (replay settled it, or it is lost), another one
+    must follow: to the next replay, edits without one would speak of the older.
+    """
+    if file.staging is not None:
+        return
+    must_stage = size > file.buffer_bytes_max or file.lost or bool(file.detached)
+    if file.buffer is None:
+        if must_stage:
+            _stage(state, file, now_ns)
+        else:
+            file.become_buffered(keep)
+    elif must_stage:
+        _spill(state, file, now_ns)
+
+
+def _stage(state: ViewState, file: OpenFile, now_ns: int) -> None:
+    """Become staged; of a buffered file all bytes are staged."""
+    staging = state.new_staging()
+    edits: list[Edit] = [Stage(file.inode, staging.number, state.kernel_keeps_times)]
+    if file.buffer is not None:  # which replay may not know, if the write was refused
+        edits.insert(0, Truncate(file.inode, len(file.buffer)))
+    try:
+        if file.buffer:
+            staging.write(0, bytes(file.buffer), now_ns, journaled=True)
+        state.append_file(file.inode, edits, now_ns)
+    except BaseException:
+        staging.remove()
+        raise
+    file.attach(staging)
+
+
+def _spill(state: ViewState, file: OpenFile, now_ns: int) -> None:
+    """Turn a buffered file into a staged one."""
+    data = bytes(file.buffer or b"")
+    _stage(state, file, now_ns)
+    if file.cutter is not None:
+        file.cutter.feed(0, data)
+
+
+def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
+    """Cut off, or extend with zeros.
+
+    Raises:
+        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+    """
+    if size > FILE_BYTES_MAX:
+        raise TooLargeError(f"a file cannot have {size} bytes")
+    if state.kernel_keeps_times:
+        now_ns = 0
+    _make_writable(state, file, size, now_ns, keep=min(size, file.size))
+    if file.staging is None:
+        state.append_file(file.inode, [Truncate(file.inode, size)], now_ns)
+    else:
+        start, data = _clipped_bytes(file, size)
+        file.staging.truncate(size, now_ns)
+        if size < file.journaled_stop:
+            file.staging.write(start, data, now_ns)
+            with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
+                # or a power cut could bring back the length without the bytes
+                file.staging.sync()
+            try:
+                state.append_file(file.inode, [Truncate(file.inode, size)], now_ns)
+            except StoreError:
+                _take_truncate(file, size, now_ns)  # the staging file is shorter all the same
+                raise
+    _take_truncate(file, size, now_ns)
+
+
+def _take_truncate(file: OpenFile, size: int, now_ns: int) -> None:
+    file.apply_truncate(size)
+    file.changed(now_ns)
+
+
+def _clipped_bytes(file: OpenFile, size: int) -> tuple[int, bytes]:
+    """Return what is left of a settled chunk that a staged file is cut inside of."""
+    if file.staging is None or size >= file.recipe.size:
+        return size, b""
+    index = file.recipe.index_at(size)
+    start = file.recipe.bounds(index)[0]
+    if file.recipe.ids[index] == HOLE or start == size:
+        return size, b""
+    return start, file.read(start, size)
+
+
+def _adopt(state: ViewState, file: OpenFile, now_ns: int) -> None:
+    """Let chunks that the store has replace their bytes in the staging file.
+
+    Order: the chunks are held back from gc, the journal says so durably, then the blocks go.
+    """
+    assert file.cutter is not None
+    assert file.staging is not None
+    adopted = []
+    found = file.cutter.take_found()
+    if not _hold(state, [extent for _, extents in found for extent in extents]):
+        found = [run for run in found if _hold(state, run[1])]
+    for start, extents in found:
+        edit = Adopt(file.inode, start, encode_extents(extents))
+        state.append_file(file.inode, [edit], now_ns)
+        file.apply_adopt(start, extents)
+        adopted.append((start, start + sum(extent.length for extent in extents)))
+    if not adopted:
+        return
+    try:
+        state.sync_journal()
+    except StoreError:
+        return  # the blocks stay, and fsync will tell: the write itself is done
+    for start, stop in adopted:
+        file.staging.punch(start, stop)
+
+
+def _hold(state: ViewState, extents: Sequence[Extent]) -> bool:
+    """Hold chunks back from gc for this view; False when one is gone already."""
+    return state.pin([extent.chunk_id for extent in extents if extent.chunk_id != HOLE])
+
+
+def adopt_before_sync(state: ViewState, file: OpenFile) -> None:
+    """Adopt what was found, if it is much: a sync need not write it to the disk then."""
+    if file.cutter is None or not file.cutter.finds_much():
+        return
+    with suppress(StoreError):  # the staging file has it all the same
+        _adopt(state, file, 0 if state.kernel_keeps_times else file.mtime_ns)
