@@ -8,6 +8,7 @@ collects it. It opens the store anew when it first needs it; a view stays its pa
 """
 
 import ctypes
+import importlib
 import os
 import threading
 import weakref
@@ -258,6 +259,33 @@ def open_shared(path: Path) -> Opened:
         return opened
 
 
+_IMPORTED_LATE = (
+    "dedupfs.api.snapshot",
+    "dedupfs.api.space",
+    "dedupfs.maintenance.check",
+    "dedupfs.maintenance.policy_text",
+    "dedupfs.maintenance.prune",
+    "dedupfs.maintenance.retention",
+    "dedupfs.maintenance.usage",
+    "dedupfs.transfer.export",
+    "dedupfs.transfer.ingest",
+    "dedupfs.transfer.patterns",
+    "dedupfs.transfer.selection",
+    "dedupfs.transfer.tar",
+)
+"""What methods import when they are first called."""
+
+
+def _before_fork() -> None:
+    """Import what is imported late, which waits for other threads that are just doing so.
+
+    A child would wait for ever for a module that a thread of its parent was importing.
+    """
+    if _open:
+        for name in _IMPORTED_LATE:
+            importlib.import_module(name)
+
+
 def _after_fork() -> None:
     global _registry_lock  # noqa: PLW0603  another thread of the parent may have had it
     _registry_lock = threading.RLock()
@@ -265,4 +293,4 @@ def _after_fork() -> None:
         opened.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

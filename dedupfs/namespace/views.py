@@ -31,7 +31,7 @@ from dedupfs.namespace.rows import (
     view_owner_key,
 )
 from dedupfs.store.disk import Disk, File
-from dedupfs.store.owner import same_file
+from dedupfs.store.owner import close_lock, open_lock, same_file
 from dedupfs.store.store import Store, Table
 
 VIEWS_DIRECTORY = "views"
@@ -59,7 +59,7 @@ class ViewLock:
 
     def release(self) -> None:
         """Let go."""
-        self.file.close()
+        close_lock(self.file)
 
 
 def view_directory(store_path: Path, name: str) -> Path:
@@ -76,7 +76,7 @@ def lock_view(disk: Disk, store_path: Path, name: str, mountpoint: str) -> ViewL
     directory = view_directory(store_path, name)
     disk.mkdir(directory.parent)
     disk.mkdir(directory)
-    file = disk.open(directory / LOCK_NAME, create=True)
+    file = open_lock(disk, directory / LOCK_NAME, create=True)
     deadline_s = time.monotonic() + PROBE_S_MAX
     while not (locked := disk.lock(file)) and time.monotonic() < deadline_s:
         time.sleep(PROBE_S_MAX / 20)  # ``view_owner`` of another process holds it for a moment
@@ -117,7 +117,8 @@ def _read_owner(disk: Disk, file: File) -> ViewOwner | None:
 def view_owner(store: Store, name: str) -> ViewOwner | None:
     """Return who has view ``name`` open, or None."""
     try:
-        file = store.disk.open(view_directory(store.path, name) / LOCK_NAME, write=True)
+        path = view_directory(store.path, name) / LOCK_NAME
+        file = open_lock(store.disk, path, write=True)
     except FileNotFoundError:
         return None
     try:
@@ -125,7 +126,7 @@ def view_owner(store: Store, name: str) -> ViewOwner | None:
             return None
         return _read_owner(store.disk, file) or ViewOwner(0, "")
     finally:
-        file.close()
+        close_lock(file)
 
 
 def list_views(store: Store) -> list[ViewRow]:

@@ -18,7 +18,7 @@ class File:
     So a thread that reads from a file keeps it open, whatever a cache of files does meanwhile.
     """
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("__weakref__", "fd", "path")
     _close = staticmethod(os.close)  # one may outlive this module's names, when a program ends
 
     def __init__(self, fd: int, path: Path) -> None:

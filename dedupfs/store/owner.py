@@ -5,6 +5,8 @@ Knows no index. Source: docs/format.md, "Layout"; flock(2).
 
 import os
 import secrets
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,55 @@ from dedupfs.store.layout import Layout
 
 OWNER_PREFIX = b"p"
 _TOKEN_BYTES = 8
+
+
+# --- locks and forks ------------------------------------------------------------------------------
+
+_opening = threading.RLock()
+"""Held from the opening of a lock's file to the note of it, and from the other to the closing: a
+fork waits meanwhile. Else a child would have a lock that nobody there knows, for as long as it
+lives, and wait for itself when it wants that lock."""
+_locks: weakref.WeakSet[File] = weakref.WeakSet()
+"""Files that are open in order to be locked, in whatever thread."""
+
+
+def open_lock(disk: Disk, path: Path, *, write: bool = False, create: bool = False) -> File:
+    """Open a file that is to be locked, which a forked child shall not have; see ``Disk.open``."""
+    with _opening:
+        file = disk.open(path, write=write, create=create)
+        _locks.add(file)
+        return file
+
+
+def close_lock(file: File) -> None:
+    """Close what ``open_lock`` has opened, which gives the lock back."""
+    with _opening:
+        file.close()
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked child: it shares the locks, and would keep them for as long as it lives."""
+    global _opening  # noqa: PLW0603  other threads of the parent may have waited for it
+    _opening = threading.RLock()
+    for file in list(_locks):
+        file.close()
+    _locks.clear()
+
+
+def _go_on() -> None:
+    _opening.release()
+
+
+def _fork_between() -> None:
+    _opening.acquire()
+
+
+os.register_at_fork(
+    before=_fork_between, after_in_parent=_go_on, after_in_child=_leave_locks_to_the_parent
+)
+
+
+# --- owners ---------------------------------------------------------------------------------------
 
 
 class Owner:
@@ -40,7 +91,7 @@ class Owner:
     def _lock(self) -> File:
         path = self._layout.owner_lock(self.name)
         while True:
-            file = self._disk.open(path, create=True)
+            file = open_lock(self._disk, path, create=True)
             if not self._disk.lock(file):
                 raise StoreError(f"{path} is locked by somebody else")
             if same_file(file, path):  # else somebody took the name away before it was locked
@@ -58,7 +109,7 @@ class Owner:
         """Give the lock back and remove its file."""
         if self._file is not None:
             self._disk.unlink(self._file.path)
-            self._file.close()
+            close_lock(self._file)
             self._file = None
 
     def abandon(self) -> None:
@@ -90,7 +141,7 @@ def is_dead(layout: Layout, disk: Disk, owner: bytes, *, tidy: bool = True) -> b
     """
     path = layout.owner_lock(owner)
     try:
-        file = disk.open(path, write=True)
+        file = open_lock(disk, path, write=True)
     except FileNotFoundError:
         return True
     try:
@@ -100,7 +151,7 @@ def is_dead(layout: Layout, disk: Disk, owner: bytes, *, tidy: bool = True) -> b
             disk.unlink(path)
         return True
     finally:
-        file.close()
+        close_lock(file)
 
 
 @contextmanager
@@ -109,24 +160,8 @@ def exclusive(layout: Layout, disk: Disk, name: str, *, wait: bool = True) -> It
 
     Without ``wait`` it may be somebody else's.
     """
-    file = disk.open(layout.run / f"{name}.lock", create=True)
-    _exclusive.add(file)
+    file = open_lock(disk, layout.run / f"{name}.lock", create=True)
     try:
         yield disk.lock(file, wait=wait)
     finally:
-        _exclusive.discard(file)
-        file.close()
-
-
-_exclusive: set[File] = set()
-"""What ``exclusive`` has open now, in whatever thread."""
-
-
-def _leave_locks_to_the_parent() -> None:
-    """In a forked child: it shares the locks, and would keep them for as long as it lives."""
-    for file in _exclusive:
-        file.close()
-    _exclusive.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+        close_lock(file)
