@@ -14,6 +14,7 @@ import msgspec
 
 from dedupfs.errors import (
     CorruptError,
+    ExistsError,
     StoreError,
     TornRecordError,
     UsageError,
@@ -43,7 +44,7 @@ from dedupfs.namespace.views import (
     why_kept,
 )
 from dedupfs.store.disk import File
-from dedupfs.store.limits import LIMIT_NAME
+from dedupfs.store.limits import LIMIT_NAME, write_limit
 from dedupfs.store.store import Store, Table
 
 VIEW_COUNTER = "view"
@@ -108,7 +109,7 @@ def open_bare(store: Store, snapshot: str | None, handover: Handover | None = No
 def make_ephemeral(store: Store, snapshot: str | None, mountpoint: str) -> Opened:
     """Make a view that is deleted when it is closed."""
     name = f"{EPHEMERAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    opened = bring_back(store, name, snapshot, mountpoint)
+    opened = _open(store, name, snapshot, mountpoint)
     opened.ephemeral = True
     return opened
 
@@ -129,6 +130,36 @@ def take_over(store: Store, handover: Handover, mountpoint: str) -> Opened:
     return opened
 
 
+def reserve_number(store: Store) -> int:
+    """Return a number for a view that is to be made; no other view is ever given it.
+
+    Who writes it down first can tell later, whatever happened, which view is its own.
+    """
+    with store.transaction() as txn:
+        return txn.next_number(VIEW_COUNTER)
+
+
+def make_numbered(
+    store: Store, name: str, snapshot: str, number: int, limit_bytes: int | None
+) -> None:
+    """Make the view ``name`` with a number that was reserved for it, and leave it to others.
+
+    Raises:
+        ExistsError: there is a view of that name. Else as ``bring_back``.
+    """
+    _check_new_name(name)
+    lock = lock_view(store.disk, store.path, name, "")
+    try:
+        store.drop_tails()
+        if find_view(store, name) is not None:
+            raise ExistsError(f"there is a view {name!r} in {store.path} already")
+        _make(store, name, snapshot, number)
+        if limit_bytes is not None:
+            write_limit(store.disk, view_directory(store.path, name), limit_bytes)
+    finally:
+        lock.release()
+
+
 def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -> Opened:
     """Open the view ``name``, making it when there is none.
 
@@ -138,6 +169,22 @@ def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -
         StoreError: its root or its journal cannot be read. CorruptError: the index has lost it.
     """
     check_name(name, "view")
+    if find_view(store, name) is None:
+        _check_new_name(name)
+    return _open(store, name, snapshot, mountpoint)
+
+
+def _check_new_name(name: str) -> None:
+    """Refuse what is no name of a view, or of one that goes with its process."""
+    check_name(name, "view")
+    if name.startswith(EPHEMERAL_PREFIX):
+        raise UsageError(
+            f"{name!r} would be removed as soon as nobody uses it: take a name for the view that "
+            f"does not begin with {EPHEMERAL_PREFIX!r}"
+        )
+
+
+def _open(store: Store, name: str, snapshot: str | None, mountpoint: str) -> Opened:
     if snapshot is not None and find_view(store, name) is None:
         SnapshotCatalog(store).get(snapshot)  # nothing is made for a snapshot that is not there
     lock = lock_view(store.disk, store.path, name, mountpoint)
@@ -145,7 +192,7 @@ def bring_back(store: Store, name: str, snapshot: str | None, mountpoint: str) -
         store.drop_tails()
         row = find_view(store, name)
         if row is None:
-            row = _make(store, name, snapshot or "")
+            row = _make(store, name, snapshot or "", None)
         elif snapshot is not None and row.base != snapshot:
             what = f"snapshot {row.base!r}" if row.base else "the whole catalogue"
             raise UsageError(
@@ -171,7 +218,7 @@ def _base_root(store: Store, base: str) -> TreeEntry:
     )
 
 
-def _make(store: Store, name: str, base: str) -> ViewRow:
+def _make(store: Store, name: str, base: str, number: int | None) -> ViewRow:
     """Make a new view; its cost does not depend on what it is made over."""
     why = why_kept(store, name)
     if why:
@@ -183,8 +230,7 @@ def _make(store: Store, name: str, base: str) -> ViewRow:
     for left in store.disk.listdir(directory):  # of a view whose making a crash cut short
         if left.startswith((JOURNAL_PREFIX, STAGING_PREFIX, LIMIT_NAME)):
             store.disk.unlink(directory / left)
-    with store.transaction() as txn:
-        view_id = txn.next_number(VIEW_COUNTER)
+    view_id = reserve_number(store) if number is None else number
     root = ViewRoot(
         view_id=view_id,
         name=name,

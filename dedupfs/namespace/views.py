@@ -22,7 +22,7 @@ from dedupfs.errors import (
     UsageError,
 )
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
-from dedupfs.namespace.journal import read_journal
+from dedupfs.namespace.journal import journal_path, read_journal
 from dedupfs.namespace.rows import (
     ViewRow,
     check_name,
@@ -156,6 +156,46 @@ def remove_view(store: Store, name: str) -> None:
         delete_view(store, name)
     finally:
         lock.release()
+
+
+def remove_numbered_view(store: Store, name: str, view_id: int, *, only_unused: bool) -> bool:
+    """Delete the view ``name`` if it has that number, and what a crash has left of it.
+
+    ``only_unused``: not if anything was written into it since it was made.
+
+    Returns:
+        Whether it is gone; one of that name with another number is somebody else's.
+
+    Raises:
+        StoreBusyError: somebody has it open.
+    """
+    if not os.path.lexists(view_directory(store.path, name)):
+        row = find_view(store, name)
+        if row is None or row.view_id != view_id:
+            return True
+    lock = lock_view(store.disk, store.path, name, "")
+    try:
+        row = find_view(store, name)
+        if row is None:
+            if not why_kept(store, name):
+                delete_view(store, name)
+            return True
+        if row.view_id != view_id:
+            return True
+        if only_unused and not _is_as_made(store, row):
+            return False
+        delete_view(store, name)
+        return True
+    finally:
+        lock.release()
+
+
+def _is_as_made(store: Store, row: ViewRow) -> bool:
+    if row.generation != 1:
+        return False
+    path = journal_path(view_directory(store.path, row.name), row.generation)
+    _header, _length, records = read_journal(path.read_bytes())
+    return next(records, None) is None
 
 
 def delete_view(store: Store, name: str) -> None:

@@ -4,11 +4,12 @@ A volume is mounted as long as it has users; its count is of a mount, and goes w
 say). Calls for one volume come one after the other, those for several at once. In what order things
 become durable:
 
-- create: the view, then the volume. In between a view is left, which the next create names.
+- create: that it is being made and under which number, then the view, then that it is done. Cut
+  short, it is taken back: the view of that number, unless somebody has written into it meanwhile.
 - mount: the mount, then its user. In between a mount without users is left; ``recover`` ends it.
 - unmount: the user goes, then the mount: the same. The last one's mount goes even if that cannot be
   written: users of what is not mounted count for nothing.
-- remove: the view, then the volume. In between a volume without its view is left: remove it again.
+- remove: that it is being removed, then the view goes, then the volume. Cut short, it is finished.
 
 Source: Docker, "Docker volume plugins" (docs.docker.com/engine/extend/plugins_volume).
 """
@@ -30,13 +31,13 @@ from dedupfs.errors import (
     MountError,
     NotFoundError,
     StoreBusyError,
+    StoreFullError,
     UsageError,
 )
 from dedupfs.namespace import live
-from dedupfs.namespace.rows import ViewRow
+from dedupfs.namespace.lifecycle import make_numbered, reserve_number
 from dedupfs.namespace.snapshots import SnapshotCatalog
-from dedupfs.namespace.view import View
-from dedupfs.namespace.views import find_view, remove_view, view_owner
+from dedupfs.namespace.views import find_view, remove_numbered_view, view_owner
 from dedupfs.store.store import Store
 from dedupfs.volumes import options as volume_options
 from dedupfs.volumes.ledger import USERS_MAX, Ledger, Volume
@@ -78,13 +79,26 @@ class Driver:
                 log.warning("not put in order volume=%s: %s", volume.name, exc)
 
     def _recover(self, volume: Volume) -> None:
-        if not self._mounter.is_mounted(volume.name):
+        if volume.pending:
+            self._recover_pending(volume)
+        elif not self._mounter.is_mounted(volume.name):
             if volume.users:
                 log.info("not mounted any more volume=%s", volume.name)
                 self._set_users(volume, ())
         elif not volume.users:
             log.info("mounted for nobody volume=%s", volume.name)
             self._mounter.end(volume.name)
+
+    def _recover_pending(self, volume: Volume) -> None:
+        log.info("only begun volume=%s pending=%s", volume.name, volume.pending)
+        if self._mounter.is_mounted(volume.name):  # it was used again instead of being removed
+            self._mounter.end(volume.name)
+        try:
+            self._finish(volume)
+        except StoreBusyError:
+            if volume.pending == "removed":  # somebody has begun to use its view: he keeps it
+                self._put(msgspec.structs.replace(volume, pending=""))
+            raise
 
     def create(self, name: str, words: Mapping[str, str]) -> None:
         """Make a volume, and its view if that does not exist.
@@ -95,21 +109,31 @@ class Driver:
         wanted = volume_options.parse(name, words, self._stores, self._parse_size)
         with self._volume_lock(name):
             there = self._ledger.get(name)
-            if there is not None:
+            if there is not None and there.pending:
+                self._finish(there)
+            elif there is not None:
                 if there.options == wanted:
                     return
                 raise ExistsError(f"volume {name!r} exists, with other options")
             with self._store_lock, Store.open(Path(wanted.store)) as store:
-                made = self._prepare(store, wanted)
-                view_id = made.view_id if made is not None and wanted.is_own else 0
-                volume = Volume(name, wanted, time.time_ns(), view_id)
-                try:
-                    self._add(volume)
-                except DedupfsError:
-                    if made is not None:
-                        with suppress(DedupfsError):  # the first failure is the one to tell
-                            remove_view(store, made.name)
-                    raise
+                if self._prepare(store, wanted):
+                    self._make(store, Volume(name, wanted, time.time_ns(), reserve_number(store)))
+                else:
+                    self._add(Volume(name, wanted, time.time_ns()))
+
+    def _make(self, store: Store, volume: Volume) -> None:
+        """Make a volume with the view that it has a number for."""
+        wanted = volume.options
+        making = msgspec.structs.replace(volume, pending="made")
+        self._add(making)
+        try:
+            make_numbered(store, wanted.view, wanted.snapshot, volume.view_id, wanted.limit_bytes)
+            self._put(volume if wanted.is_own else msgspec.structs.replace(volume, view_id=0))
+        except DedupfsError:
+            with suppress(DedupfsError):  # the first failure is the one to tell
+                self._end_view(store, making)
+                self._forget(volume.name)
+            raise
 
     def remove(self, name: str) -> None:
         """Remove a volume that nobody uses, with the view that was made for it.
@@ -129,13 +153,41 @@ class Driver:
                 self._mounter.end(name)
             self._mounter.forget(name)
             self._outlast(volume)
-            if volume.view_id:
-                with self._store_lock, Store.open(Path(volume.options.store)) as store:
-                    row = find_view(store, volume.options.view)
-                    if row is not None and row.view_id == volume.view_id:
-                        remove_view(store, row.name)
-            with self._ledger_lock:
-                self._ledger.remove(name)
+            if volume.view_id and not volume.pending:
+                self._remove_with_view(volume)
+            else:
+                self._finish(volume)
+
+    def _remove_with_view(self, volume: Volume) -> None:
+        removing = msgspec.structs.replace(volume, users=(), pending="removed")
+        try:
+            self._put(removing)
+        except StoreFullError as exc:  # on a full disk, too, things can be deleted
+            log.warning("being removed without a note volume=%s: %s", volume.name, exc)
+        try:
+            self._finish(removing)
+        except DedupfsError:
+            if self._ledger.get(volume.name) == removing:
+                with suppress(DedupfsError):  # the first failure is the one to tell
+                    self._put(volume)
+            raise
+
+    def _finish(self, volume: Volume) -> None:
+        """Let a volume go that nobody uses: one that goes, or whose making was cut short."""
+        if volume.view_id:
+            with self._store_lock, Store.open(Path(volume.options.store)) as store:
+                self._end_view(store, volume)
+        self._forget(volume.name)
+
+    def _end_view(self, store: Store, volume: Volume) -> None:
+        view, number = volume.options.view, volume.view_id
+        is_new = volume.pending == "made"
+        if not remove_numbered_view(store, view, number, only_unused=is_new):
+            log.warning(
+                "somebody has written into the view of a volume that was never made, and keeps it "
+                "volume=%s view=%s store=%s",
+                *(volume.name, view, volume.options.store),
+            )
 
     def mount(self, name: str, user: str) -> Path:
         """Mount a volume for ``user``; return where.
@@ -146,6 +198,8 @@ class Driver:
         _check_user(user)
         with self._volume_lock(name):
             volume = self._volume(name)
+            if volume.pending == "made":
+                raise NotFoundError(f"volume {name!r} was only begun: create it again")
             users = volume.users if self._mounter.is_mounted(name) else ()
             if user not in users and len(users) >= USERS_MAX:
                 raise UsageError(f"volume {name!r} has {USERS_MAX:,} users already")
@@ -214,9 +268,16 @@ class Driver:
             self._require_unused(volume.options)
             self._ledger.put(volume)
 
-    def _set_users(self, volume: Volume, users: tuple[str, ...]) -> None:
+    def _put(self, volume: Volume) -> None:
         with self._ledger_lock:
-            self._ledger.put(msgspec.structs.replace(volume, users=users))
+            self._ledger.put(volume)
+
+    def _forget(self, name: str) -> None:
+        with self._ledger_lock:
+            self._ledger.remove(name)
+
+    def _set_users(self, volume: Volume, users: tuple[str, ...]) -> None:
+        self._put(msgspec.structs.replace(volume, users=users, pending=""))
 
     def _require_unused(self, wanted: Options) -> None:
         """Refuse a second volume of one view: a view has one mount."""
@@ -227,17 +288,19 @@ class Driver:
                     f"view {wanted.view!r} is volume {volume.name!r}: give containers that one"
                 )
 
-    def _prepare(self, store: Store, wanted: Options) -> ViewRow | None:
-        """Make the view of a volume if it does not exist, so that nothing changes under it."""
+    def _prepare(self, store: Store, wanted: Options) -> bool:
+        """Refuse what cannot be; return whether its view is to be made."""
         if not wanted.view:
             if wanted.snapshot:
                 SnapshotCatalog(store).get(wanted.snapshot)
-            return None
+            return False
         row = find_view(store, wanted.view)
         if row is None:
             with self._ledger_lock:
                 self._require_unused(wanted)
-            return _make_view(store, wanted)
+            if wanted.snapshot:  # looked up now: later it may change its name
+                SnapshotCatalog(store).get(wanted.snapshot)
+            return True
         if wanted.is_own:
             raise ExistsError(
                 f"there is a view {row.name!r} in {store.path}: say view={row.name} to use it, "
@@ -247,7 +310,7 @@ class Driver:
             raise UsageError(f"view {row.name!r} was not made over {wanted.snapshot!r}")
         if wanted.limit_bytes is not None:
             raise UsageError("limit= is for a new view; for this one there is 'dedupfs limit'")
-        return None
+        return False
 
     def _require_view(self, volume: Volume) -> None:
         """Refuse to mount what would be made anew, and empty."""
@@ -284,21 +347,6 @@ class Driver:
                     if daemon is not None:
                         stop(daemon)
             time.sleep(DAEMON_STEP_S)
-
-
-def _make_view(store: Store, wanted: Options) -> ViewRow | None:
-    view = View.bring_back(store, wanted.view, snapshot=wanted.snapshot or None)
-    try:
-        try:
-            if wanted.limit_bytes is not None:
-                view.quota.set_limit(wanted.limit_bytes)
-        finally:
-            view.close()
-    except DedupfsError:
-        with suppress(DedupfsError):  # the first failure is the one to tell
-            remove_view(store, wanted.view)
-        raise
-    return find_view(store, wanted.view)
 
 
 def _check_user(user: str) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -28,6 +28,8 @@ class Volume(msgspec.Struct, frozen=True):
     """A volume. ``users``: the ids of those who have it mounted, as they call themselves.
 
     ``view_id``: number of the view that was made for it and goes with it; 0 if there is none.
+    ``pending``: whether it is just being made (then ``view_id`` is that of the view to be made in
+    any case) or removed; a plugin that finds it so finishes what another one had begun.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Volume(msgspec.Struct, frozen=True):
     created_ns: int
     view_id: int = 0
     users: tuple[str, ...] = ()
+    pending: Literal["", "made", "removed"] = ""
 
 
 class _File(msgspec.Struct, frozen=True):

@@ -11,11 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.errors import CorruptError, StoreBusyError, StoreError, UsageError
+from dedupfs.errors import CorruptError, ExistsError, StoreBusyError, StoreError, UsageError
+from dedupfs.namespace.lifecycle import make_numbered, reserve_number
 from dedupfs.namespace.rows import encode_home, encode_inode, home_key, place_key, place_prefix
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
-from dedupfs.namespace.views import find_view, list_views, remove_view, view_owner
+from dedupfs.namespace.views import (
+    find_view,
+    list_views,
+    remove_numbered_view,
+    remove_view,
+    view_owner,
+)
 from dedupfs.store.store import Store, Table
 from tests.namespace.conftest import assert_sound, make_small_store
 from tests.namespace.test_catalog_view import names, read_file, write_file
@@ -37,6 +44,37 @@ def files_of(store: Store, name: str = "default") -> list[str]:
 def journal_of(store: Store) -> Path:
     (found,) = (store.path / "views" / "default").glob("journal.*")
     return found
+
+
+def test_a_view_that_is_to_be_kept_has_no_name_of_those_that_go(store: Store) -> None:
+    with pytest.raises(UsageError, match="would be removed"):
+        View.bring_back(store, "ephemeral-mine")
+    with pytest.raises(UsageError, match="would be removed"):
+        make_numbered(store, "ephemeral-mine", "", reserve_number(store), None)
+    assert list_views(store) == []
+
+
+def test_a_view_is_made_with_the_number_that_was_reserved_for_it_or_not_at_all(
+    store: Store,
+) -> None:
+    number = reserve_number(store)
+    View.bring_back(store, "theirs").close()
+    with pytest.raises(ExistsError):
+        make_numbered(store, "theirs", "", number, None)
+    make_numbered(store, "ours", "", number, 1 << 20)
+    assert [row.view_id for row in list_views(store)] == [number, number + 1]
+    assert remove_numbered_view(store, "theirs", number, only_unused=False)
+    view = View.bring_back(store, "ours")
+    assert view.quota.is_limited
+    with pytest.raises(StoreBusyError):
+        remove_numbered_view(store, "ours", number, only_unused=True)
+    view.mkdir(1, b"d", 0o755, CALLER)
+    view.close()
+    assert not remove_numbered_view(store, "ours", number, only_unused=True)
+    assert remove_numbered_view(store, "ours", number, only_unused=False)
+    assert remove_numbered_view(store, "ours", number, only_unused=False)
+    assert [row.name for row in list_views(store)] == ["theirs"]
+    assert_sound(store)
 
 
 def test_a_view_has_one_owner_who_is_named(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_a_full_disk_keeps_no_volume_mounted_and_no_plugin_from_starting(plugin:
         filled(plugin.state)
         plugin.ask("Unmount", Name="job", ID="one")
         assert mount_at(place) is None
+        assert "No space left" in plugin.refused("Remove", Name="job")
         ballast.unlink()
         plugin.ask("Remove", Name="job")
         plugin.stop()
@@ -259,6 +260,7 @@ def test_what_is_no_volume_is_refused_in_one_line_and_makes_nothing(plugin: Plug
         {"store": "/etc"},
         {"view": "a", "ephemeral": ""},
         {"view": "../a"},
+        {"view": "ephemeral-a"},
         {"ro": "perhaps"},
         {"ro": "", "limit": "1G"},
         {"limit": "9" * 4000},
