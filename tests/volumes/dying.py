@@ -34,8 +34,8 @@ from dedupfs.namespace.names import Caller
 from dedupfs.namespace.view import View
 from dedupfs.namespace.views import find_view, list_views, view_directory
 from dedupfs.store import Store
-from dedupfs.store.realdisk import RealDisk
 from dedupfs.store.limits import LIMIT_NAME
+from dedupfs.store.realdisk import RealDisk
 from dedupfs.volumes.driver import Driver
 from dedupfs.volumes.ledger import Ledger
 from dedupfs.volumes.mounts import Mounter
