@@ -156,10 +156,11 @@ class FaultyDisk:
         self.inner.pwrite(file, buffers, offset)
 
     def _remember_bytes(self, file: File, offset: int, length: int) -> None:
-        size = os.fstat(file.fd).st_size
+        status = os.fstat(file.fd)
+        size = status.st_size
         old = os.pread(file.fd, length, offset)
         # Reaches the file whatever its name is by then; unlike a dup it does not keep its lock.
-        mode = os.fstat(file.fd).st_mode & 0o7777
+        mode = status.st_mode & 0o7777
         os.fchmod(file.fd, 0o600)  # a sealed pack is read-only to its owner too, but for root
         again = File(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC), file.path)
         os.fchmod(file.fd, mode)
@@ -167,8 +168,9 @@ class FaultyDisk:
         def undo() -> None:
             os.pwrite(again.fd, old, offset)
             os.ftruncate(again.fd, size)
+            os.utime(again.fd, ns=(status.st_atime_ns, status.st_mtime_ns))  # not when it was lost
 
-        self._undo.append(_Undo(undo, inode=os.fstat(file.fd).st_ino))
+        self._undo.append(_Undo(undo, inode=status.st_ino))
 
     def truncate(self, file: File, length: int) -> None:
         self._step("truncate", file.path)
