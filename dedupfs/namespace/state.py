@@ -371,8 +371,9 @@ class ViewState:
         if file is not None and file.orphan:  # for a daemon that takes over; no place to declare
             self._append(time_ns, (), (), edits)
             return
-        number = self.locate(inode)[0].number
-        if number == inode >> SLOT_BITS and number in self.journal.ready:
+        holder, entry = self.locate(inode)
+        number = holder.number
+        if number << SLOT_BITS | entry.slot == inode and number in self.journal.ready:
             self.journal.append(time_ns, edits)
             self.edit_count += len(edits)
             return
@@ -411,7 +412,7 @@ class ViewState:
             return
         number, slot = self.inodes.home_of(inode)
         self._declare(directory_inode(number), fresh, given)
-        if is_directory_inode(inode) or number != directory_number(inode):
+        if is_directory_inode(inode) or number << SLOT_BITS | slot != inode:
             fresh.append(Place(inode, number, slot))
             given.add(inode)
 

@@ -101,6 +101,36 @@ def test_a_view_whose_daemon_died_comes_back_with_its_journal(filled: Store) -> 
         assert check(store).ok
 
 
+@pytest.mark.parametrize("size", [100, 200_000])
+def test_what_is_written_to_a_file_that_had_moved_away_and_back_comes_back(
+    filled: Store, size: int
+) -> None:
+    """It keeps its number and has another slot by then, which no pack tells."""
+    path = filled.path
+    filled.close()
+
+    def work(view: View) -> None:
+        other = view.mkdir(1, b"other", 0o755, ROOT).inode
+        write_file(view, b"file", b"")
+        view.fold()
+        view.rename(1, b"file", other, b"file", 0)
+        view.rename(other, b"file", 1, b"file", 0)
+        view.fold()
+        write_file(view, b"beside", b"the journal knows the directory from here on")
+        handle = view.open(view.lookup(1, b"file").inode, os.O_RDWR)
+        view.write(handle, 0, noise("file", size))
+        view.plan_fsync(view.inode_of(handle)).run()
+
+    abandon(filled, work)
+    lose_index(path)
+    assert reindex(path).ok
+    with Store.open(path) as store:
+        view = View.bring_back(store, "work")
+        assert read_file(view, b"file") == noise("file", size)
+        view.close()
+        assert check(store).ok
+
+
 def test_a_clone_that_was_not_folded_comes_back(filled: Store) -> None:
     path = filled.path
     filled.close()
