@@ -22,6 +22,7 @@ from dedupfs.format.journal import Attributes, Put
 from dedupfs.model import ATIME_EPOCH_NS, TreeEntry, xattrs_fit
 from dedupfs.namespace import acl
 from dedupfs.namespace.inodes import ROOT_INODE
+from dedupfs.namespace.journaling import append_orphan, record
 from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.writing import truncate
 
@@ -85,15 +86,15 @@ def put_attributes(
     if entry.is_directory:
         directory = state.directory(inode)
         if directory.removed:
-            state.append_orphan(inode, msgspec.structs.replace(entry, content=b""), now_ns)
+            append_orphan(state, inode, msgspec.structs.replace(entry, content=b""), now_ns)
             directory.set_attributes(entry)
             return
-        state.record(now_ns, [Attributes(directory.number, entry)])
+        record(state, now_ns, [Attributes(directory.number, entry)])
         return
     file = state.files.get(inode)
     if file is not None and file.orphan:
         if not told:
-            state.append_orphan(inode, entry, now_ns)
+            append_orphan(state, inode, entry, now_ns)
         file.entry = entry
         file.mtime_ns, file.ctime_ns = entry.mtime_ns, entry.ctime_ns
         return
@@ -110,7 +111,7 @@ def put_attributes(
         size=settled.size,
         hole_bytes=settled.hole_bytes,
     )
-    state.record(now_ns, [Put(holder.number, named)])
+    record(state, now_ns, [Put(holder.number, named)])
 
 
 def setattr_(state: ViewState, inode: int, change: AttrChange, now_ns: int) -> TreeEntry:

@@ -19,6 +19,7 @@ from dedupfs.errors import (
 from dedupfs.format.journal import Put
 from dedupfs.model import TreeEntry
 from dedupfs.namespace.directory import CATALOG_SLOTS_START, CatalogDirectory, Directory
+from dedupfs.namespace.journaling import record
 from dedupfs.namespace.rows import check_name
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.state import ViewState
@@ -61,7 +62,7 @@ def clone(state: ViewState, inode: int, source: bytes, now_ns: int) -> None:
         state.hold(entry)
     except StaleError as exc:
         raise NotFoundError(f"{source!r} was removed just now") from exc
-    state.record(now_ns, [Put(parent.number, entry)])
+    record(state, now_ns, [Put(parent.number, entry)])
 
 
 def _parent_of(target: Directory) -> Directory:

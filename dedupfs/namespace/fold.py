@@ -17,6 +17,7 @@ from dedupfs.model import RecordId, RecordKind, SnapshotInfo, TreeEntry, ViewRoo
 from dedupfs.namespace.directory import CatalogDirectory, Directory
 from dedupfs.namespace.freezing import freeze
 from dedupfs.namespace.journal import Journal
+from dedupfs.namespace.journaling import append_file, append_orphan
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.rows import ViewRow, decode_view_row, encode_view_row, view_owner_key
 from dedupfs.namespace.settle import settle
@@ -222,7 +223,7 @@ class Folder:
                 file.sync()
                 for edit in file.restated(times_told=state.kernel_keeps_times):
                     # Each is a record of its own, so that none is too long.
-                    state.append_file(file.inode, [edit], file.mtime_ns)
+                    append_file(state, file.inode, [edit], file.mtime_ns)
             self._restate_nameless()
             journal.publish()
             with self._store.transaction() as txn:
@@ -259,12 +260,12 @@ class Folder:
         for directory in state.directories.values():
             if directory.removed:
                 entry = msgspec.structs.replace(directory.entry, content=b"")
-                state.append_orphan(directory.inode, entry, 0)
+                append_orphan(state, directory.inode, entry, 0)
         for file in state.files.values():
             if file.orphan:
-                state.append_orphan(file.inode, file.named_entry(), file.mtime_ns)
+                append_orphan(state, file.inode, file.named_entry(), file.mtime_ns)
                 for edit in file.restated(times_told=state.kernel_keeps_times):
-                    state.append_file(file.inode, [edit], file.mtime_ns)
+                    append_file(state, file.inode, [edit], file.mtime_ns)
 
     def _clean_up(self, step: Callable[[], None]) -> None:
         """Do what a crash would leave to the next mount: the fold is committed in any case."""

@@ -1,7 +1,7 @@
 """Names in a view: making, linking, removing and renaming them, as POSIX has it.
 
-Each function checks first, then records its edits (state.py), so a refused request changes nothing.
-Knows neither handles nor bytes of files.
+Each function checks first, then records its edits, so a refused request changes nothing. Knows
+neither handles nor bytes of files.
 """
 
 import stat
@@ -28,6 +28,7 @@ from dedupfs.model import ID_BYTES, LINK_MODE, NAME_BYTES_MAX, TreeEntry
 from dedupfs.namespace import acl
 from dedupfs.namespace.directory import CatalogDirectory, Directory
 from dedupfs.namespace.inodes import SLOT_MAX, directory_inode, directory_number
+from dedupfs.namespace.journaling import append_orphan, record
 from dedupfs.namespace.state import ViewState
 
 RENAME_NOREPLACE = 1
@@ -100,7 +101,7 @@ def make(
     if entry.is_directory or slot > SLOT_MAX:
         inode = directory_inode(state.inodes.new_number())
         edits.insert(0, Place(inode, parent.number, slot))
-    state.record(now_ns, edits)
+    record(state, now_ns, edits)
     return entry
 
 
@@ -150,7 +151,7 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
     linked = msgspec.structs.replace(entry, nlink=entry.nlink + 1, ctime_ns=now_ns)
     made = TreeEntry(name=name, slot=parent.new_slot(), mode=LINK_MODE, content=entry.name)
     edits += [Put(links.number, linked), Put(parent.number, made)]
-    state.record(now_ns, edits)
+    record(state, now_ns, edits)
     return made
 
 
@@ -177,7 +178,7 @@ def unlink(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> Non
     if entry.is_directory:
         raise IsADirectoryNameError(f"{name!r} is a directory")
     edits, gone = _drop(state, parent, entry, now_ns)
-    state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name)), *edits])
+    record(state, now_ns, [Remove(parent.number, name, parent.sequence_under(name)), *edits])
     _forget(state, gone, now_ns)
 
 
@@ -232,7 +233,7 @@ def forget_directory(state: ViewState, inode: int) -> None:
         del state.directories[directory.number]
         state.inodes.forget(inode)
         with suppress(StoreError):  # then the next daemon keeps it for nothing
-            state.append_orphan(inode, None, 0)
+            append_orphan(state, inode, None, 0)
 
 
 def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None:
@@ -248,7 +249,7 @@ def rmdir(state: ViewState, parent: Directory, name: bytes, now_ns: int) -> None
     if not child.is_empty():
         raise NotEmptyError(f"{name!r} is not empty")
     gone = _gone(child, now_ns)
-    state.record(now_ns, [Remove(parent.number, name, parent.sequence_under(name)), gone])
+    record(state, now_ns, [Remove(parent.number, name, parent.sequence_under(name)), gone])
     _forget(state, _Gone(child.inode, child.entry), now_ns)
 
 
@@ -292,7 +293,7 @@ def rename(
         replaced, gone = _replace(state, entry, new_parent, target, now_ns)
         edits += replaced
     edits += _move(state, old_parent, entry, new_parent, new_name, now_ns)
-    state.record(now_ns, edits)
+    record(state, now_ns, edits)
     _forget(state, gone, now_ns)
 
 
@@ -394,4 +395,4 @@ def _exchange(
         *_move(state, one_parent, one, other_parent, other.name, now_ns),
         *_move(state, other_parent, other, one_parent, one.name, now_ns),
     ]
-    state.record(now_ns, edits)
+    record(state, now_ns, edits)

@@ -1,7 +1,7 @@
 """Replaying a journal: the view becomes what it was when its daemon died.
 
-The same code applies names and attributes as when they were first recorded (state.py); the bytes of
-files are put together again from the journal and the staging files. Source: docs/format.md,
+The same code applies names and attributes as when they were first recorded (applying.py); the bytes
+of files are put together again from the journal and the staging files. Source: docs/format.md,
 "Journal".
 """
 

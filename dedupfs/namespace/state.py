@@ -1,17 +1,15 @@
-"""What a view is in memory: directories, changed files, numbers, and the journal that repeats them.
+"""What a view is in memory: directories, changed files, numbers; who has which, and what stat says.
 
-Everything that changes a name or an attribute is a list of journal edits, written first and then
-applied, so that replay after a crash is the same code. Knows no requests (view.py) and no folding.
+Names and attributes change by edits alone (journaling.py, applying.py), bytes by what an open file
+takes over. Knows no requests (view.py) and no folding.
 """
 
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from dedupfs.errors import MissingRecordError, NotADirectoryNameError, StaleError, StoreFullError
-from dedupfs.format.journal import Attributes, Edit, NameEdit, Orphan, Place, Put, Remove
+from dedupfs.format.journal import Place
 from dedupfs.model import HOLE, LINK_MODE, Attr, RecordId, TreeEntry
 from dedupfs.namespace.applying import apply
 from dedupfs.namespace.directory import (
@@ -32,6 +30,7 @@ from dedupfs.namespace.inodes import (
     is_directory_inode,
 )
 from dedupfs.namespace.journal import Journal
+from dedupfs.namespace.journaling import record
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.rows import view_owner_key
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -168,16 +167,6 @@ class ViewState:
         self.directories[number] = made
         return made
 
-    def lease(self, entry: TreeEntry) -> None:
-        """Hold a snapshot's trees back from gc for as long as this process lives."""
-        wanted = [tree_id_of(entry), links_id_of(entry)]
-        missing = [i for i in wanted if i is not None and i not in self.leased]
-        if missing:
-            with self.store.transaction() as txn:
-                for record_id in missing:
-                    txn.pin(self.store.owner, record_id)
-            self.leased.update(missing)
-
     def links(self, scope: Directory) -> Directory:
         """Return the hidden directory of a scope's hard-linked inodes."""
         return self.child(scope, scope.links_entry())
@@ -196,6 +185,18 @@ class ViewState:
             raise StaleError(f"hard link {entry.name!r} leads nowhere")
         return links, found
 
+    def has_links(self, directory: Directory) -> bool:
+        """Whether hard-linked names may exist below (those of the last fold still count)."""
+        if directory.entry.has_links:
+            return True
+        if any(entry is not None and entry.is_link for entry in directory.changes.values()):
+            return True
+        return any(
+            self.has_links(child)
+            for child in list(self.directories.values())
+            if child.parent is directory and not child.is_links
+        )
+
     def inode_of(self, holder: Directory, entry: TreeEntry) -> int:
         """Return the inode number of an entry, giving a directory its own when it has none."""
         if entry.mode == LINK_MODE:
@@ -208,7 +209,7 @@ class ViewState:
         inode = directory_inode(self.inodes.new_number())
         place = Place(inode, holder.number, entry.slot)
         try:
-            self.record(0, [place])
+            record(self, 0, [place])
         except StoreFullError:  # it can be looked at all the same; the first edit below says it
             apply(self, place, 0)
         return inode
@@ -285,148 +286,7 @@ class ViewState:
             entry.ctime_ns or entry.mtime_ns,
         )
 
-    # --- changing things -------------------------------------------------------------------------
-
-    def record(self, time_ns: int, edits: Sequence[NameEdit]) -> None:
-        """Write edits to the journal, then apply them.
-
-        Raises:
-            StoreFullError, StoreError: the journal could not be written; nothing changed.
-        """
-        journal = self.journal
-        if journal is not None:
-            ready = journal.ready
-            for edit in edits:
-                if not isinstance(edit, Orphan) and edit.directory not in ready:
-                    self._append_first(journal, time_ns, edits)
-                    break
-            else:
-                journal.append(time_ns, edits)
-                for edit in edits:
-                    if type(edit) is Place:
-                        journal.declared.add(edit.inode)
-                self.edit_count += len(edits)
-        for edit in edits:
-            apply(self, edit, time_ns)
-
-    def _append_first(self, journal: Journal, time_ns: int, edits: Sequence[NameEdit]) -> None:
-        """Journal edits of which some may be the first ones in their directory."""
-        changed = [edit.directory for edit in edits if isinstance(edit, Put | Remove | Attributes)]
-        for number in changed:
-            self.materialize(number)
-        places = [edit.directory for edit in edits if isinstance(edit, Place)]
-        self._append(time_ns, [*changed, *places], (), edits)
-        journal.ready.update(changed)
-
-    def materialize(self, number: int) -> None:
-        """Before anything below changes, make the snapshot above directory ``number`` the view's.
-
-        Its trees are held back and the journal says what it was, since another process may rename
-        or remove the snapshot before the next fold.
-
-        Raises:
-            StaleError: it was removed, and another object has its name. StoreFullError, StoreError.
-        """
-        if number in self.owned or not isinstance(self.root, CatalogDirectory):
-            return
-        top = self.directory(directory_inode(number))
-        path = {number}
-        while top.parent is not None and top.parent is not self.root:
-            top = top.parent
-            if top.number in self.owned:  # and so is all that is below it
-                self.owned |= path
-                return
-            path.add(top.number)
-        if top is not self.root:
-            slot = self.inodes.home_of(top.inode)[1]
-            if slot < CATALOG_SLOTS_START and not self.root.stands_in(slot):
-                self._take_over(top, slot)
-        self.owned |= path
-
-    def _take_over(self, top: Directory, slot: int) -> None:
-        entry = self.root.by_slot(slot)  # it may have another name than when it was first seen
-        if entry is None:
-            entry = msgspec.structs.replace(top.entry, slot=slot)
-            if self.root.find(entry.name) is not None:
-                raise StaleError(f"snapshot {entry.name!r} was removed by another process")
-        self.hold(entry)
-        unchanged_ns = self.root.entry.mtime_ns  # nothing came or went
-        self._append(unchanged_ns, (top.number,), (), [Put(ROOT_NUMBER, entry)])
-        self.root.put(entry)
-        top.entry = msgspec.structs.replace(top.entry, name=entry.name)
-
-    def hold(self, entry: TreeEntry) -> None:
-        """Hold the trees of a snapshot back from gc until the next fold refers to them."""
-        wanted = [tree_id_of(entry), links_id_of(entry)]
-        missing = [i for i in wanted if i is not None and i not in self.held_back]
-        if missing and not self.pin(missing):
-            raise StaleError(f"snapshot {entry.name!r} is gone")
-        self.held_back.update(missing)
-
-    def append_file(self, inode: int, edits: Sequence[Edit], time_ns: int) -> None:
-        """Journal what happened to a file's bytes; SIGKILL cannot lose it afterwards."""
-        if self.journal is None:
-            return
-        file = self.files.get(inode)
-        if file is not None and file.orphan:  # for a daemon that takes over; no place to declare
-            self._append(time_ns, (), (), edits)
-            return
-        holder, entry = self.locate(inode)
-        number = holder.number
-        if number << SLOT_BITS | entry.slot == inode and number in self.journal.ready:
-            self.journal.append(time_ns, edits)
-            self.edit_count += len(edits)
-            return
-        self.materialize(number)
-        self._append(time_ns, (), (inode,), edits)
-        self.journal.ready.add(number)
-
-    def append_orphan(self, inode: int, entry: TreeEntry | None, time_ns: int) -> None:
-        """Journal what an inode without a name is now; None: a directory that nobody is in."""
-        if self.journal is not None:
-            self._append(time_ns, (), (), [Orphan(inode, entry)])
-
-    def _append(
-        self,
-        time_ns: int,
-        numbers: Iterable[int],
-        inodes: Iterable[int],
-        edits: Sequence[Edit],
-    ) -> None:
-        assert self.journal is not None
-        declared = self.journal.declared
-        fresh: list[Edit] = []
-        given = {edit.inode for edit in edits if isinstance(edit, Place)}
-        for number in numbers:
-            self._declare(directory_inode(number), fresh, given)
-        for inode in inodes:
-            self._declare(inode, fresh, given)
-        self.journal.append(time_ns, [*fresh, *edits])
-        declared.update(edit.inode for edit in (*fresh, *edits) if isinstance(edit, Place))
-        self.edit_count += len(edits)
-
-    def _declare(self, inode: int, fresh: list[Edit], given: set[int]) -> None:
-        """Add the places that lead from the root to ``inode``, as far as not in the journal yet."""
-        assert self.journal is not None
-        if inode == ROOT_INODE or inode in given or inode in self.journal.declared:
-            return
-        number, slot = self.inodes.home_of(inode)
-        self._declare(directory_inode(number), fresh, given)
-        if is_directory_inode(inode) or number << SLOT_BITS | slot != inode:
-            fresh.append(Place(inode, number, slot))
-            given.add(inode)
-
-    def has_links(self, directory: Directory) -> bool:
-        """Whether hard-linked names may exist below (those of the last fold still count)."""
-        if directory.entry.has_links:
-            return True
-        if any(entry is not None and entry.is_link for entry in directory.changes.values()):
-            return True
-        return any(
-            self.has_links(child)
-            for child in list(self.directories.values())
-            if child.parent is directory and not child.is_links
-        )
+    # --- files that are open or changed ----------------------------------------------------------
 
     def keep_nameless(self, inode: int, entry: TreeEntry) -> None:
         """Keep an inode whose last name is gone: a descriptor may still lead to it (O_PATH, too).
@@ -469,8 +329,6 @@ class ViewState:
         file = self.files.get(inode) or OpenFile(self.store, inode, self.locate(inode)[1])
         return [chunk_id for chunk_id in file.recipe.ids if chunk_id != HOLE]
 
-    # --- what the view's files and the store's records need --------------------------------------
-
     def new_staging(self) -> Staging:
         """Make a new staging file in the view's directory."""
         assert self.path is not None
@@ -484,6 +342,26 @@ class ViewState:
         """Make what was journaled durable: before anything is given up that it speaks of."""
         if self.journal is not None:
             self.journal.sync()
+
+    # --- what is held back from gc ---------------------------------------------------------------
+
+    def lease(self, entry: TreeEntry) -> None:
+        """Hold a snapshot's trees back from gc for as long as this process lives."""
+        wanted = [tree_id_of(entry), links_id_of(entry)]
+        missing = [i for i in wanted if i is not None and i not in self.leased]
+        if missing:
+            with self.store.transaction() as txn:
+                for record_id in missing:
+                    txn.pin(self.store.owner, record_id)
+            self.leased.update(missing)
+
+    def hold(self, entry: TreeEntry) -> None:
+        """Hold the trees of a snapshot back from gc until the next fold refers to them."""
+        wanted = [tree_id_of(entry), links_id_of(entry)]
+        missing = [i for i in wanted if i is not None and i not in self.held_back]
+        if missing and not self.pin(missing):
+            raise StaleError(f"snapshot {entry.name!r} is gone")
+        self.held_back.update(missing)
 
     def pin(self, record_ids: Sequence[RecordId]) -> bool:
         """Hold records back from gc until the next fold; False when one is gone already."""

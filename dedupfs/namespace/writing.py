@@ -11,6 +11,7 @@ from dedupfs.errors import StoreError, TooLargeError
 from dedupfs.format.journal import Adopt, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
 from dedupfs.model import FILE_BYTES_MAX, HOLE, Extent
+from dedupfs.namespace.journaling import append_file
 from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.state import ViewState
 
@@ -28,7 +29,7 @@ def write(state: ViewState, file: OpenFile, file_offset: int, data: bytes, now_n
         now_ns = 0
     _make_writable(state, file, max(file.size, stop), now_ns, keep=file.size)
     if file.buffer is not None:
-        state.append_file(file.inode, [Write(file.inode, file_offset, data)], now_ns)
+        append_file(state, file.inode, [Write(file.inode, file_offset, data)], now_ns)
         if file_offset > len(file.buffer):
             file.buffer.extend(bytes(file_offset - len(file.buffer)))
         file.buffer[file_offset:stop] = data
@@ -50,7 +51,7 @@ def _write_staged(
     assert file.staging is not None
     journaled = file_offset < file.journaled_stop
     if journaled:
-        state.append_file(file.inode, [Write(file.inode, file_offset, data)], now_ns)
+        append_file(state, file.inode, [Write(file.inode, file_offset, data)], now_ns)
         file.note_journaled(file_offset, file_offset + len(data))
     file.staging.write(file_offset, data, now_ns, journaled=journaled)
     if file.cutter is not None:
@@ -87,7 +88,7 @@ def _stage(state: ViewState, file: OpenFile, now_ns: int) -> None:
     try:
         if file.buffer:
             staging.write(0, bytes(file.buffer), now_ns, journaled=True)
-        state.append_file(file.inode, edits, now_ns)
+        append_file(state, file.inode, edits, now_ns)
     except BaseException:
         staging.remove()
         raise
@@ -114,7 +115,7 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
         now_ns = 0
     _make_writable(state, file, size, now_ns, keep=min(size, file.size))
     if file.staging is None:
-        state.append_file(file.inode, [Truncate(file.inode, size)], now_ns)
+        append_file(state, file.inode, [Truncate(file.inode, size)], now_ns)
     else:
         start, data = _clipped_bytes(file, size)
         file.staging.truncate(size, now_ns)
@@ -124,7 +125,7 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
                 # or a power cut could bring back the length without the bytes
                 file.staging.sync()
             try:
-                state.append_file(file.inode, [Truncate(file.inode, size)], now_ns)
+                append_file(state, file.inode, [Truncate(file.inode, size)], now_ns)
             except StoreError:
                 _take_truncate(file, size, now_ns)  # the staging file is shorter all the same
                 raise
@@ -160,7 +161,7 @@ def _adopt(state: ViewState, file: OpenFile, now_ns: int) -> None:
         found = [run for run in found if _hold(state, run[1])]
     for start, extents in found:
         edit = Adopt(file.inode, start, encode_extents(extents))
-        state.append_file(file.inode, [edit], now_ns)
+        append_file(state, file.inode, [edit], now_ns)
         file.apply_adopt(start, extents)
         adopted.append((start, start + sum(extent.length for extent in extents)))
     if not adopted:
