@@ -21,6 +21,8 @@ import click
 
 from dedupfs.cli import background, jobs, output, scratch
 from dedupfs.cli.arguments import STORE, TAG, completed_with, parse_tags, snapshot_argument
+from dedupfs.cli.ending import Ending, UncommittedError, interrupt
+from dedupfs.cli.failures import BUG_EXIT_CODE
 from dedupfs.cli.scratch import Kept, Scratch
 from dedupfs.errors import DedupfsError, MountError, UsageError
 from dedupfs.fuse import device, mountpoints, overlay, private
@@ -172,6 +174,9 @@ class _Run:
         self._daemon_code: int | None = None
         self._alone: live.ProcessEnd | None = None
         self._is_told = False
+        self._is_killed = False
+        self._began_ns = 0
+        self._store_directory = -1
         self._run_directory = -1
         self._kept: Kept | None = None
         """How to understand what overlayfs writes, if it is to become a snapshot."""
@@ -182,6 +187,8 @@ class _Run:
         """Return the command's exit code once nothing of it is left."""
         with ExitStack() as stack:
             run_directory = self._order.store / live.RUN_DIRECTORY
+            self._store_directory = os.open(self._order.store, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, self._store_directory)
             self._run_directory = os.open(run_directory, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, self._run_directory)
             stack.callback(self._end_daemon)
@@ -192,7 +199,7 @@ class _Run:
             code = self._watch(job, signals)
             job.raise_failure()
             if code == 0 and self._request is not None:
-                self._commit(self._request)
+                self._keep(self._request, signals)
         return code
 
     def _mount(self, stack: ExitStack) -> None:
@@ -290,27 +297,72 @@ class _Run:
         # By descriptor: the view may be mounted over the way to the store.
         return Path(f"/proc/self/fd/{self._run_directory}", self._stem + live.SOCKET_SUFFIX)
 
-    def _commit(self, request: live.Commit) -> None:
-        if self._order.scratch is not None:
-            self._take_in(self._order.scratch, request)
-            return
-        mountpoints.write_back(self._order.mountpoint)
-        live.ask(self._socket_path, request)
-
-    def _take_in(self, found: Scratch, request: live.Commit) -> None:
-        """Make a snapshot of what overlayfs has shown; the daemon still holds what was below."""
-        assert self._kept is not None
-        self._above.close()
-        found.keep()
+    def _keep(self, request: live.Commit, signals: jobs.Signals) -> None:
+        """Make the snapshot; what overlayfs has written is kept if that cannot be."""
+        self._began_ns = time.time_ns()
+        found = self._order.scratch
+        if found is not None:
+            self._above.close()
+            found.keep()
+        ending = Ending(request.name, self._kill_daemon if found is None else interrupt)
         try:
+            ending.begin(signals.before)
+            self._commit(request)
+            ending.stop = None
+        except BaseException as exc:  # noqa: BLE001  without a snapshot, it goes on
+            ending.stop = None  # no call before this: a signal's handler would run in it
+            if ending.stopped_by is None or not self._is_made(request.name):
+                failure = ending.failed(exc)
+                if found is not None:
+                    failure = self._leave(found, failure)
+                ending.told()
+                raise failure from (None if failure is exc else exc)
+        if found is not None:
+            found.let_go()
+        ending.made()
+
+    def _commit(self, request: live.Commit) -> None:
+        """Make a snapshot of what overlayfs has shown, or have the daemon do so with the view."""
+        found = self._order.scratch
+        if found is None:
+            mountpoints.write_back(self._order.mountpoint)
+            live.ask(self._socket_path, request)
+        else:  # the daemon still holds what was below
+            assert self._kept is not None
             scratch.take_in(self._order.store, found.path, self._kept, request.name, request.tags)
-        except BaseException:
-            store, path = (shlex.quote(str(path)) for path in (self._order.store, found.path))
-            again = f"dedupfs commit {store} NAME --upper {path}"
-            output.note(f"what the command wrote is kept in {found.path}; to take it in: {again}")
-            mountpoints.write_back(found.path)  # overlayfs has not; a power cut may come
-            raise
-        found.is_kept = False
+
+    def _kill_daemon(self) -> None:
+        """End the daemon, its supervisor and whoever would follow them: they have a group."""
+        self._is_killed = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._daemon, signal.SIGKILL)
+
+    def _is_made(self, name: str) -> bool:
+        """Whether the snapshot was made although that was stopped."""
+        from dedupfs.namespace.snapshots import SnapshotCatalog
+        from dedupfs.store import Store
+
+        # By descriptor, as the socket.
+        with Store.open(Path(f"/proc/self/fd/{self._store_directory}")) as store:
+            info = SnapshotCatalog(store).find(name)
+        return info is not None and info.created_ns >= self._began_ns
+
+    def _leave(self, found: Scratch, failure: BaseException) -> BaseException:
+        """Say what is kept, once it would survive a power cut; return what to raise then."""
+        unsynced: Exception | None = None
+        try:
+            found.sync()
+        except (DedupfsError, OSError) as exc:
+            unsynced = exc
+        store, path = (shlex.quote(str(path)) for path in (self._order.store, found.path))
+        again = f"dedupfs commit {store} NAME --upper {path}"
+        output.note(f"what the command wrote is kept in {found.path}; to take it in: {again}")
+        if unsynced is None:
+            return failure
+        code = failure.exit_code if isinstance(failure, DedupfsError) else BUG_EXIT_CODE
+        return UncommittedError(
+            f"{failure}; what is kept may not survive a power cut: {unsynced}", code
+        )
 
     def _daemon_has_ended(self) -> bool:
         if self._daemon_code is None:
@@ -339,7 +391,7 @@ class _Run:
         elif not self._daemon_has_ended():
             _pid, status = os.waitpid(self._daemon, 0)
             self._daemon_code = os.waitstatus_to_exitcode(status)
-        if self._daemon_code == 0 or self._alone is not None:
+        if self._daemon_code == 0 or self._alone is not None or self._is_killed:
             self._remove_files(self._daemon)
         elif not self._is_told:
             output.note(f"the daemon ended with code {self._daemon_code}; its log is {self._log}")

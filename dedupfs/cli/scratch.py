@@ -8,6 +8,7 @@ Below the directory of the user's choice:
       upper/  work/         overlayfs's
       note.json             how to understand it; renamed, which no full disk refuses, to
       kept.json             when the command has succeeded, and this is to become a snapshot
+      boot                  which boot of the machine that is, until all of it has been synced
 
 Knows no mount. Source: docs/cli.md, "run".
 """
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dedupfs.errors import MountError, UsageError
-from dedupfs.fuse import overlay, private
+from dedupfs.errors import MountError, SourceError, UsageError
+from dedupfs.fuse import mountpoints, overlay, private
 
 if TYPE_CHECKING:
     from dedupfs.model import SnapshotInfo
@@ -35,6 +36,8 @@ PREFIX = "dedupfs-run-"
 LOCK_NAME = "lock"
 NOTE_NAME = "note.json"
 KEPT_NAME = "kept.json"
+BOOT_NAME = "boot"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -65,6 +68,7 @@ class Scratch:
             MountError: refused.
         """
         try:
+            (self.path / BOOT_NAME).write_bytes(_BOOT_ID.read_bytes())
             (self.path / NOTE_NAME).write_bytes(msgspec.json.encode(kept))
         except OSError as exc:
             raise MountError(f"cannot write in {self.path}: {exc.strerror}") from exc
@@ -80,6 +84,26 @@ class Scratch:
         except OSError as exc:
             raise MountError(f"cannot rename in {self.path}: {exc.strerror}") from exc
         self.is_kept = True
+
+    def let_go(self) -> None:
+        """It has become a snapshot: whoever comes first removes it."""
+        with suppress(OSError):  # then only this process does
+            os.unlink(self.path / KEPT_NAME)
+        self.is_kept = False
+
+    def sync(self) -> None:
+        """Let what is kept outlive a power cut; the overlay over it is gone, and synced nothing.
+
+        Raises:
+            DedupfsError, OSError: the disk refused.
+        """
+        mountpoints.write_back(self.path)
+        os.unlink(self.path / BOOT_NAME)
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         """Remove it, unless it is kept."""
@@ -215,7 +239,8 @@ def take_in_kept(
     """Do what a run could not do at its end, and remove the scratch directory.
 
     Raises:
-        UsageError: it is none, or a run still has it. DedupfsError: else as ``take_in``.
+        UsageError: it is none, or a run still has it. SourceError: the machine went down before
+            it was synced. DedupfsError: else as ``take_in``.
     """
     try:
         kept = msgspec.json.decode((path / KEPT_NAME).read_bytes(), type=Kept)
@@ -228,6 +253,7 @@ def take_in_kept(
         os.close(lock)
         raise UsageError(f"{path} belongs to a 'dedupfs run' that still runs") from exc
     try:
+        _require_whole(path)
         if os.geteuid() != 0:
             with suppress(MountError):  # then what forbids its owner to read it cannot be taken in
                 private.enter()
@@ -239,3 +265,16 @@ def take_in_kept(
     finally:
         os.close(lock)
     return info
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse what a power cut may have torn: overlayfs has synced none of it."""
+    try:
+        boot = (path / BOOT_NAME).read_bytes()
+    except FileNotFoundError:
+        return
+    if boot != _BOOT_ID.read_bytes():
+        raise SourceError(
+            f"the machine went down before {path} was synced, so some of it may be missing: what "
+            f"there is lies in {path / overlay.UPPER}"
+        )
