@@ -5,7 +5,8 @@
 - Tests marked `long` run with `--long` only; the fixture `scale` tells the others how much to do.
 - A test fails when the logger `dedupfs` said WARNING or worse and the test did not declare it with
   the marker `allow_log` or the fixture of that name.
-- The run fails when a FUSE mount below pytest's temporary directory outlives it.
+- The run fails when a FUSE mount below pytest's temporary directory outlives it. What a run that
+  was killed left mounted below the directory that is given (--basetemp) is taken away first.
 - Children do not ignore the signals that whoever started the run ignores.
 - Coverage leaves out tests marked `unmeasured`, and the processes that they start.
 - Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere.
@@ -253,6 +254,8 @@ def signals_for_children() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(InterruptedWorker(config))
+    elif config.option.basetemp:
+        detach_all_below(Path(config.option.basetemp).resolve())
 
 
 class InterruptedWorker:
@@ -272,26 +275,43 @@ class InterruptedWorker:
 # --- mounts left behind ---------------------------------------------------------------------------
 
 
-def fuse_mounts_below(directory: Path) -> list[str]:
-    """Return the FUSE mount points below ``directory``, innermost first, from the mount table.
+def mounts_below(directory: Path) -> list[tuple[str, str]]:
+    """Return type and mount point of all mounts below ``directory``, innermost first.
 
     The table is read and nothing below is touched: a mount whose daemon hangs must not hang this.
     """
-    mount_points = []
+    found = []
     for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
         _source, escaped, fs_type, *_rest = line.split(" ")
         # proc(5): space, tab, newline and backslash are written as octal escapes.
         mount_point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)
-        is_fuse = fs_type == "fuse" or fs_type.startswith("fuse.")
-        if is_fuse and Path(mount_point).is_relative_to(directory):
-            mount_points.append(mount_point)
-    return mount_points[::-1]
+        if Path(mount_point).is_relative_to(directory):
+            found.append((fs_type, mount_point))
+    return found[::-1]
+
+
+def fuse_mounts_below(directory: Path) -> list[str]:
+    """Return the FUSE mount points below ``directory``, innermost first, from the mount table."""
+    return [
+        mount_point
+        for fs_type, mount_point in mounts_below(directory)
+        if fs_type == "fuse" or fs_type.startswith("fuse.")
+    ]
+
+
+def detach_all_below(directory: Path) -> None:
+    """Take away what a run that was killed has left mounted: pytest is about to delete it all.
+
+    That would delete what is in the mounts, for minutes, and fail at their mount points.
+    """
+    for _fs_type, mount_point in mounts_below(directory):
+        detach(mount_point)
 
 
 def detach(mount_point: str) -> None:
     """Take a mount out of the tree, whether or not its daemon still answers."""
     if os.geteuid() == 0:
-        command = ["umount", "--lazy", "--internal-only", mount_point]
+        command = ["umount", "--lazy", "--internal-only", "--detach-loop", mount_point]
     else:
         command = ["fusermount3", "-u", "-z", mount_point]
     subprocess.run(command, check=False, timeout=30)

@@ -89,6 +89,20 @@ def run(body: str) -> tuple[int, list[str]]:
     return process.returncode, said.splitlines()
 
 
+def rest_of(process: subprocess.Popen[str], given: str = "") -> str:
+    """Return what it says until it ends.
+
+    Not by ``communicate``, which knows nothing of what ``readline`` has read ahead.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin as asked, process.stdout as said:
+        asked.write(given)
+        asked.flush()
+        process.wait(END_TIMEOUT_S)
+        return said.read()
+
+
 def test_a_daemon_that_ends_in_order_is_the_end() -> None:
     assert run(LEAVE) == (0, ["daemon first", "ready", "ended"])
 
@@ -140,7 +154,7 @@ def test_ending_signals_reach_the_daemon() -> None:
     assert process.stdout is not None
     said = [process.stdout.readline(), process.stdout.readline()]
     process.terminate()
-    rest, _ = process.communicate(timeout=END_TIMEOUT_S)
+    rest = rest_of(process)
     assert said == ["daemon first\n", "ready\n"]
     assert rest.splitlines() == ["SIGTERM", "ended"]
     assert process.returncode == 0
@@ -155,12 +169,12 @@ def test_another_program_takes_over_when_it_can(possible: str) -> None:
     process.send_signal(signal.SIGUSR2)
     assert process.stdout.readline() == "asked\n"
     if possible == "yes":
-        assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines()[-1] == "executed"
+        assert rest_of(process).splitlines()[-1] == "executed"
         assert process.returncode == 0
         return
     assert "going on as before" in process.stdout.readline()
     process.terminate()
-    assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
+    assert rest_of(process).splitlines() == ["ended"]
 
 
 UNTIL_THE_SUPERVISOR_WAITS = """
@@ -172,7 +186,7 @@ while open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[0] !=
 def test_another_program_asked_for_before_a_daemon_answers_takes_over_then() -> None:
     asks = f"os.kill(os.getppid(), signal.SIGUSR2)\n{UNTIL_THE_SUPERVISOR_WAITS}"
     process = start(f"{asks}{LEAVE}\nsignal.sigwait([signal.SIGTERM])", "yes")
-    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    said = rest_of(process)
     assert [line for line in said.splitlines() if "INFO" not in line] == [
         "daemon first",
         "ready",
@@ -196,7 +210,7 @@ def test_another_program_asked_for_while_a_daemon_dies_takes_over_from_the_next(
         os.kill(daemon, signal.SIGKILL)
         assert end.wait(END_TIMEOUT_S)
     process.send_signal(signal.SIGCONT)
-    rest, _ = process.communicate(timeout=END_TIMEOUT_S)
+    rest = rest_of(process)
     assert "daemon next" in rest.splitlines()
     assert rest.splitlines()[-1] == "executed"
 
@@ -212,7 +226,7 @@ def test_signals_wait_for_the_program_that_takes_over() -> None:
         continue
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate("x", timeout=END_TIMEOUT_S)
+    said = rest_of(process, "x")
     assert said == "['SIGUSR2', 'SIGTERM']\n"
 
 
@@ -227,7 +241,7 @@ def test_a_program_that_cannot_be_executed_leaves_the_mount_as_it_is() -> None:
     while process.stdout.readline() != "daemon next\n":
         continue
     process.terminate()
-    assert process.communicate(timeout=END_TIMEOUT_S)[0].splitlines() == ["ended"]
+    assert rest_of(process).splitlines() == ["ended"]
 
 
 def test_a_mount_that_ends_meanwhile_is_not_handed_over() -> None:
@@ -240,14 +254,14 @@ def test_a_mount_that_ends_meanwhile_is_not_handed_over() -> None:
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
-    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    said = rest_of(process)
     assert said.splitlines()[-1] == "ended"
     assert "executed" not in said
 
 
 def test_a_supervisor_waits_for_its_daemons_though_it_was_told_to_ignore_children() -> None:
     process = start("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + LEAVE)
-    said, _ = process.communicate(timeout=END_TIMEOUT_S)
+    said = rest_of(process)
     assert (process.returncode, said.splitlines()[-1]) == (0, "ended")
 
 

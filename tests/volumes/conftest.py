@@ -83,7 +83,7 @@ class Plugin:
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has ended meanwhile
-                state, parent = path.read_text().rpartition(")")[2].split()[:2]
+                state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
                 if int(parent) == self._process.pid and state != "Z":
                     found.append(int(path.parent.name))
         return found
