@@ -171,7 +171,8 @@ def remove_checkout(
 ) -> CheckoutReport:
     """End a checkout: what it made is removed, what its user added or changed stays.
 
-    ``directory``: None when it has gone.
+    ``directory``: None when it has gone. When the result has ``problems``, some of it is still
+    there, and so is the checkout, which holds what links there point at: remove it again.
 
     Raises:
         UsageError: files are to be kept that are symbolic links into the store.
@@ -198,7 +199,8 @@ def remove_checkout(
             os.close(top_fd)
         with suppress(OSError):  # what stays in it is its user's
             os.rmdir(directory)
-    registration.drop()
+    if not report.problems:
+        registration.drop()
     return report
 
 
@@ -355,9 +357,15 @@ class _Run:
             self.report.damaged += 1
 
     def _finish(self, manifest: Manifest, target: Shown, comparison: Comparison) -> None:
-        """Write what is there now, and let go of what nothing there needs."""
-        links = list(manifest.links) if target.link in (SYMLINK, HARDLINK) else []
-        if _takes_links_away(comparison, {content for content, _ in links}):
+        """Write what is there now, and let go of what nothing there needs.
+
+        A link that could not be removed needs its pack, whatever the new tree says.
+        """
+        has_links = target.link in (SYMLINK, HARDLINK) or self.report.problems
+        links = list(manifest.links) if has_links else []
+        if not self.report.problems and _takes_links_away(
+            comparison, {content for content, _ in links}
+        ):
             used = {item.entry.content for _path, item in walk(self._store, target.root)}
             links = [(content, pack) for content, pack in links if content in used]
         self._registration.save(

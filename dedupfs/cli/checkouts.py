@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dedupfs.checkout.make import What
     from dedupfs.checkout.objects import CheckoutReport
     from dedupfs.store import Store
+    from dedupfs.transfer.report import Problem
 
 LINKS = ["symlink", "hardlink", "reflink", "copy", "auto"]
 KEPT_SHOWN_MAX = 100
@@ -196,13 +197,14 @@ def remove(
     from dedupfs.checkout.savings import freed_bytes
     from dedupfs.namespace.checkouts import open_checkout
 
+    kept: list[str] = []
+    problems: list[Problem] = []
     with checkout_at(Path(place), store_path) as (opened, manifest):
         freed = freed_bytes(opened, manifest)
         directory: Path | None = Path(place)
         if not Path(place).is_dir():
             made = Path(os.fsdecode(manifest.directory))
             directory = made if is_there(manifest) else None
-        kept: list[str] = []
         if not dry_run:
             with open_checkout(opened, manifest.number) as registration:
                 report = remove_checkout(
@@ -214,13 +216,23 @@ def remove(
                     on_error=Complaints(),
                 )
             kept = [output.text_of(path) for path in report.kept]
+            problems = report.problems
     if as_json:
-        output.print_json({"number": manifest.number, "freed_bytes": freed, "kept": kept})
-    else:
+        output.print_json(
+            {
+                "number": manifest.number,
+                "freed_bytes": 0 if problems else freed,
+                "kept": kept,
+                "problems": problems_json(problems),
+            }
+        )
+    elif not problems:
         verb = "would let" if dry_run else "lets"
         output.print_line(f"checkout {manifest.number}: {verb} gc free {output.size(freed)}")
-    for path in kept[:KEPT_SHOWN_MAX]:
-        output.note(f"{path} was changed or added, and stays")
+    _tell_kept(kept)
+    if problems:
+        count = output.count_text(len(problems), "problem")
+        raise SourceError(f"not all of {place} could be removed ({count}): the checkout stays")
 
 
 def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json: bool) -> None:
@@ -277,8 +289,7 @@ def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> Non
             f"shared, {output.size(report.copied_bytes)} copied in {report.seconds:.1f} s "
             f"({report.link}, checkout {report.number})"
         )
-    for path in report.kept[:KEPT_SHOWN_MAX]:
-        output.note(f"{output.text_of(path)} was changed or added, and stays")
+    _tell_kept([output.text_of(path) for path in report.kept])
     if report.fallbacks:
         output.note(
             f"{output.count_text(report.fallbacks, 'file')} copied: the kernel, or other names of "
@@ -292,6 +303,13 @@ def _print_made(directory: Path, report: "CheckoutReport", as_json: bool) -> Non
     if report.problems:
         count = output.count_text(len(report.problems), "problem")
         raise SourceError(f"not everything of {directory} could be made ({count})")
+
+
+def _tell_kept(kept: list[str]) -> None:
+    for path in kept[:KEPT_SHOWN_MAX]:
+        output.note(f"{path} was changed or added, and stays")
+    if len(kept) > KEPT_SHOWN_MAX:
+        output.note(f"and {len(kept) - KEPT_SHOWN_MAX:,} more; --json lists all of them")
 
 
 checkout.add_command(inspecting.verify)
