@@ -133,3 +133,18 @@ def find_place(store: "Store", reader: "TreeReader", text: str) -> Place:
     path = os.fsencode(path_text).strip(b"/")
     info = SnapshotCatalog(store).get(name)
     return Place(info, path, reader.walk_path(info.root, path))
+
+
+def find_directory(store: "Store", text: str) -> Place:
+    """Return the directory that ``SNAPSHOT[:PATH]`` names.
+
+    Raises:
+        UsageError: it is no directory.
+        NotFoundError, NotADirectoryNameError: there is no such thing.
+    """
+    from dedupfs.namespace.trees import TreeReader
+
+    place = find_place(store, TreeReader(store), text)
+    if not place.entry.is_directory:
+        raise UsageError(f"{text} is no directory; dedupfs cat writes a file")
+    return place

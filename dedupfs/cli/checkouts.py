@@ -15,12 +15,12 @@ from dedupfs.cli.arguments import (
     JSON,
     STORE,
     completed_with,
-    find_place,
+    find_directory,
     open_store,
     snapshot_argument,
 )
+from dedupfs.cli.problems import Complaints, problems_json
 from dedupfs.cli.registered import IN_STORE, checkout_at
-from dedupfs.cli.transfers import Complaints, problems_json
 from dedupfs.errors import CorruptError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -254,11 +254,8 @@ def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json
 
 def _what(store: "Store", where: str) -> "What":
     from dedupfs.checkout.make import What
-    from dedupfs.namespace.trees import TreeReader
 
-    place = find_place(store, TreeReader(store), where)
-    if not place.entry.is_directory:
-        raise UsageError(f"{where} is no directory; dedupfs cat writes a file")
+    place = find_directory(store, where)
     return What(place.info, place.path, place.entry)
 
 

@@ -10,18 +10,15 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, completed_with, open_store
+from dedupfs.cli.problems import print_problems, problems_json
 from dedupfs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dedupfs.checkout.dedupe import DedupeReport
     from dedupfs.checkout.dedupe_scan import Found, Group
     from dedupfs.checkout.dedupe_undo import UndoReport
-    from dedupfs.transfer.report import Problem, Progress
 
 GROUPS_SHOWN_MAX = 20
-PROBLEMS_SHOWN_MAX = 20
 LINKS = ("auto", "reflink", "hardlink", "symlink")
 
 
@@ -81,7 +78,7 @@ def dedupe(
             raise UsageError("--undo knows what was done: give it no --link, --name or attributes")
         with open_store(store) as opened, output.meter("restoring") as bar:
             undone = run_undo(
-                opened, directory, dry_run=dry_run, forget=forget, progress=_shown_on(bar)
+                opened, directory, dry_run=dry_run, forget=forget, progress=output.shown_on(bar)
             )
         _finish_undo(undone, dry_run, as_json)
         return
@@ -90,22 +87,13 @@ def dedupe(
     )
     with open_store(store) as opened, output.meter("deduping") as bar:
         if dry_run:
-            found = plan(opened, directory, options, _shown_on(bar))
+            found = plan(opened, directory, options, output.shown_on(bar))
         else:
-            report = run(opened, directory, options, progress=_shown_on(bar))
+            report = run(opened, directory, options, progress=output.shown_on(bar))
     if dry_run:
         _print_plan(found, as_json)
     else:
         _finish(report, as_json)
-
-
-def _shown_on(bar: output.Meter) -> "Callable[[Progress], None]":
-    from dedupfs.transfer.report import shown
-
-    def show(progress: "Progress") -> None:
-        bar.update(progress.bytes_done, progress.bytes_total, shown(progress.path))
-
-    return show
 
 
 def _print_plan(found: "Found", as_json: bool) -> None:
@@ -127,7 +115,7 @@ def _print_plan(found: "Found", as_json: bool) -> None:
     if more > 0:
         output.print_line(f"and {more} more; --json lists all of them")
     output.print_line(_summary(found))
-    _print_problems(found.skipped)
+    print_problems(found.skipped)
 
 
 def _summary(found: "Found") -> str:
@@ -149,7 +137,7 @@ def _plan_json(found: "Found") -> dict[str, output.Json]:
         "unique": found.unique,
         "small": found.small,
         "groups": [_group_json(group) for group in found.groups],
-        "skipped": _problems_json(found.skipped),
+        "skipped": problems_json(found.skipped),
     }
 
 
@@ -160,19 +148,6 @@ def _group_json(group: "Group") -> output.Json:
         "duplicate_bytes": group.duplicate_bytes,
         "paths": [output.text_of(path) for inode in group.inodes for path in inode.paths],
     }
-
-
-def _problems_json(problems: "list[Problem]") -> list[output.Json]:
-    return [
-        {"path": output.text_of(problem.path), "message": problem.message} for problem in problems
-    ]
-
-
-def _print_problems(problems: "list[Problem]") -> None:
-    for problem in problems[:PROBLEMS_SHOWN_MAX]:
-        output.note(str(problem))
-    if len(problems) > PROBLEMS_SHOWN_MAX:
-        output.note(f"and {len(problems) - PROBLEMS_SHOWN_MAX} more; --json lists all of them")
 
 
 def _finish(report: "DedupeReport", as_json: bool) -> None:
@@ -188,11 +163,11 @@ def _finish(report: "DedupeReport", as_json: bool) -> None:
                 "freed_bytes": report.freed_bytes,
                 "other_times": report.other_times,
                 "seconds": round(report.seconds, 3),
-                "problems": _problems_json(report.problems),
+                "problems": problems_json(report.problems),
             }
         )
         return
-    _print_problems(report.problems)
+    print_problems(report.problems)
     output.print_line(_summary(report.found))
     if not report.number:
         output.print_line("nothing to replace")
@@ -218,11 +193,11 @@ def _finish_undo(report: "UndoReport", dry_run: bool, as_json: bool) -> None:
                 "independent": report.independent,
                 "needed_bytes": report.needed_bytes,
                 "complete": report.is_complete,
-                "problems": _problems_json(report.problems),
+                "problems": problems_json(report.problems),
             }
         )
     else:
-        _print_problems(report.problems)
+        print_problems(report.problems)
         if dry_run:
             output.print_line(f"to undo takes {output.size(report.needed_bytes)}")
         else:

@@ -92,7 +92,7 @@ def list_(store: Path, as_json: bool) -> None:
                 {
                     "number": manifest.number,
                     "directory": output.text_of(manifest.directory),
-                    "snapshot": shown.snapshot + (":" if shown.path else ""),
+                    "snapshot": shown.snapshot,
                     "path": output.text_of(shown.path),
                     "link": shown.link,
                     "linked_files": len(manifest.links),
@@ -102,8 +102,6 @@ def list_(store: Path, as_json: bool) -> None:
                 }
             )
     if as_json:
-        for row in rows:
-            row["snapshot"] = str(row["snapshot"]).removesuffix(":")
         output.print_json(rows)
         return
     output.print_table(
@@ -111,7 +109,7 @@ def list_(store: Path, as_json: bool) -> None:
         [
             (
                 str(row["number"]),
-                f"{row['snapshot']}{row['path']}",
+                f"{row['snapshot']}:{row['path']}" if row["path"] else str(row["snapshot"]),
                 str(row["link"]),
                 output.size(int(str(row["linked_bytes"]))),
                 str(row["state"]),

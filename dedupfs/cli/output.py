@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+    from dedupfs.transfer.report import Progress
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 Row = Sequence[str]
@@ -184,6 +186,16 @@ class _BarMeter:
 def meter(title: str, *, is_bytes: bool = True) -> AbstractContextManager[Meter]:
     """Return a context with a progress bar, or with nothing where nobody watches."""
     return _bar(title, is_bytes=is_bytes) if is_watched() else _silence()
+
+
+def shown_on(bar: Meter) -> "Callable[[Progress], None]":
+    """Return what shows the progress of a transfer on a bar."""
+    from dedupfs.transfer.report import shown
+
+    def show(progress: "Progress") -> None:
+        bar.update(progress.bytes_done, progress.bytes_total, shown(progress.path))
+
+    return show
 
 
 def is_watched() -> bool:

@@ -5,7 +5,6 @@ Specified in docs/cli.md.
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Unpack
@@ -18,21 +17,21 @@ from dedupfs.cli.arguments import (
     STORE,
     TAG,
     completed_with,
-    find_place,
+    find_directory,
     open_store,
     parse_tags,
     parse_time,
     snapshot_argument,
 )
+from dedupfs.cli.problems import Complaints, problems_json
 from dedupfs.cli.selecting import Selecting, selecting_options, selection_of
 from dedupfs.errors import CorruptError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from dedupfs.model import TreeEntry
     from dedupfs.store import Store
-    from dedupfs.transfer.report import ExportReport, IngestReport, Problem, Progress
+    from dedupfs.transfer.report import ExportReport, IngestReport
 
-PROBLEMS_SHOWN_MAX = 20
 _STDOUT = "-"
 
 
@@ -87,7 +86,7 @@ def import_(
             directory,
             name,
             tags=parsed,
-            progress=_shown_on(bar),
+            progress=output.shown_on(bar),
             on_error=complain,
             options=IngestOptions(one_file_system, reread, selection, created_ns, adopt=adopt),
         )
@@ -97,30 +96,6 @@ def import_(
             f"snapshot {name} was made, but not everything could be imported "
             f"({output.count_text(len(report.problems), 'problem')})"
         )
-
-
-def _shown_on(bar: output.Meter) -> "Callable[[Progress], None]":
-    from dedupfs.transfer.report import shown
-
-    def show(progress: "Progress") -> None:
-        bar.update(progress.bytes_done, progress.bytes_total, shown(progress.path))
-
-    return show
-
-
-class Complaints:
-    """Prints the first problems as they come, and that there are more."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, problem: "Problem") -> None:
-        """Print a problem, unless there were too many."""
-        self._count += 1
-        if self._count <= PROBLEMS_SHOWN_MAX:
-            output.note(str(problem))
-        elif self._count == PROBLEMS_SHOWN_MAX + 1:
-            output.note("there are more problems; --json lists all of them")
 
 
 def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
@@ -155,13 +130,6 @@ def _print_import(name: str, report: "IngestReport", as_json: bool) -> None:
     )
 
 
-def problems_json(problems: "list[Problem]") -> list[output.Json]:
-    """Return problems as JSON has them."""
-    return [
-        {"path": output.text_of(problem.path), "message": problem.message} for problem in problems
-    ]
-
-
 @click.command()
 @STORE
 @snapshot_argument("where", "SNAPSHOT[:PATH]")
@@ -194,16 +162,12 @@ def export(
       dedupfs export store/ step-1000:optimizer /data/optimizer
       dedupfs export store/ step-1000 --tar - | ssh host tar -x
     """
-    from dedupfs.namespace.trees import TreeReader
-
     if (directory is None) == (tar_file is None):
         raise UsageError("say where to: either a DIRECTORY or --tar FILE")
     if tar_file == _STDOUT and sys.stdout.isatty():
         raise UsageError("a tar stream is not for a terminal: redirect standard output")
     with open_store(store) as opened, output.meter("exporting") as bar:
-        place = find_place(opened, TreeReader(opened), where)
-        if not place.entry.is_directory:
-            raise UsageError(f"{where} is no directory; dedupfs cat writes a file")
+        place = find_directory(opened, where)
         roots = (place.info.root, place.entry)
         if directory is not None:
             from dedupfs.transfer.export import export_tree
@@ -213,7 +177,7 @@ def export(
                 roots[0],
                 directory,
                 top=roots[1],
-                progress=_shown_on(bar),
+                progress=output.shown_on(bar),
                 on_error=Complaints(),
             )
         else:
@@ -234,7 +198,7 @@ def _export_tar(
                 roots[0],
                 out,
                 top=roots[1],
-                progress=_shown_on(bar),
+                progress=output.shown_on(bar),
                 on_error=Complaints(),
             )
             out.flush()

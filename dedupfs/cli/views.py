@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from dedupfs.cli import changes, output
-from dedupfs.cli.arguments import STORE, completed_with
+from dedupfs.cli.arguments import DRY_RUN, JSON, STORE, completed_with, open_store
 from dedupfs.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def view() -> None:
 
 @view.command("list")
 @STORE
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@JSON
 def list_(store: Path, as_json: bool) -> None:
     """List the views of STORE, where they are mounted, and what limited ones hold of their own.
 
@@ -37,9 +37,8 @@ def list_(store: Path, as_json: bool) -> None:
     """
     from dedupfs.cli.limits import size_or, view_budget
     from dedupfs.namespace.views import list_views, view_owner
-    from dedupfs.store.store import Store
 
-    with Store.open(store) as opened:
+    with open_store(store) as opened:
         found = [
             (row, view_owner(opened, row.name), view_budget(opened, row.name, counted=False))
             for row in list_views(opened)
@@ -84,7 +83,7 @@ def list_(store: Path, as_json: bool) -> None:
     required=True,
     shell_complete=completed_with("view"),
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@DRY_RUN
 def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
     """Remove views of STORE with all that was written into them; snapshots stay.
 
@@ -93,9 +92,8 @@ def rm(store: Path, names: tuple[str, ...], dry_run: bool) -> None:
       dedupfs view rm store/ job17
     """
     from dedupfs.namespace.views import list_views, remove_view
-    from dedupfs.store.store import Store
 
-    with Store.open(store) as opened:
+    with open_store(store) as opened:
         known = {row.name for row in list_views(opened)}
         unknown = [name for name in names if name not in known]
         if unknown:
