@@ -54,7 +54,7 @@ def read_only(directory: Path) -> Iterator[None]:
     """Have nothing changed in a directory meanwhile, not even by root."""
     subprocess.run(["mount", "--bind", directory, directory], check=True, timeout=60)
     try:
-        command = ["mount", "-o", "remount,bind,ro", directory]
+        command = ["mount", "-o", "remount,bind,ro", str(directory)]
         subprocess.run(command, check=True, timeout=60)
         yield
     finally:
