@@ -33,7 +33,8 @@ from dedupfs.fuse.handshake import Unanswered
 from dedupfs.fuse.reply import Tally, reply, reply_later, traced
 from dedupfs.namespace.cloning import CLONE
 from dedupfs.namespace.handles import SyncPlan
-from dedupfs.namespace.view import Caller, View
+from dedupfs.namespace.names import Caller
+from dedupfs.namespace.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Operations(Tally, pyfuse3.Operations):
 
     def __init__(
         self,
-        view: View,
+        view: Requests,
         on_init: Callable[[], None] = lambda: None,
         *,
         done: Sequence[Unanswered] = (),

@@ -1,7 +1,7 @@
 """What a view is in memory: directories, changed files, numbers; who has which, and what stat says.
 
 Names and attributes change by edits alone (journaling.py, applying.py), bytes by what an open file
-takes over. Knows no requests (view.py) and no folding.
+takes over. Knows no requests (requests.py) and no folding.
 """
 
 import stat
