@@ -51,11 +51,16 @@ def move_back(source: Path, target: Path) -> None:
 
 @dataclass
 class _Undo:
-    """How to take one change back; ``inode`` or ``directory`` says which sync makes it stay."""
+    """How to take one change back.
+
+    ``inode`` or ``directory`` says which sync makes it stay; of what it did to a file fdatasync
+    leaves the times open, and ``times`` takes those back.
+    """
 
     undo: Callable[[], None]
     inode: int | None = None
     directory: Path | None = None
+    times: Callable[[], None] | None = None
 
     @property
     def key(self) -> object:
@@ -156,27 +161,34 @@ class FaultyDisk:
         self.inner.pwrite(file, buffers, offset)
 
     def _remember_bytes(self, file: File, offset: int, length: int) -> None:
-        status = os.fstat(file.fd)
-        size = status.st_size
+        before = os.fstat(file.fd)
         old = os.pread(file.fd, length, offset)
-        # Reaches the file whatever its name is by then; unlike a dup it does not keep its lock.
-        mode = status.st_mode & 0o7777
-        os.fchmod(file.fd, 0o600)  # a sealed pack is read-only to its owner too, but for root
-        again = File(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC), file.path)
-        os.fchmod(file.fd, mode)
+        again = self._opened_again(file)
+
+        def undo_times() -> None:
+            os.utime(again.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
         def undo() -> None:
             os.pwrite(again.fd, old, offset)
-            os.ftruncate(again.fd, size)
-            os.utime(again.fd, ns=(status.st_atime_ns, status.st_mtime_ns))  # not when it was lost
+            os.ftruncate(again.fd, before.st_size)
+            undo_times()
 
-        self._undo.append(_Undo(undo, inode=status.st_ino))
+        self._undo.append(_Undo(undo, inode=before.st_ino, times=undo_times))
+
+    @staticmethod
+    def _opened_again(file: File) -> File:
+        """Reach the file whatever its name is by then; unlike a dup this does not keep its lock."""
+        mode = os.fstat(file.fd).st_mode & 0o7777
+        os.fchmod(file.fd, 0o600)  # a sealed pack is read-only to its owner too, but for root
+        again = File(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC), file.path)
+        os.fchmod(file.fd, mode)
+        return again
 
     def truncate(self, file: File, length: int) -> None:
         self._step("truncate", file.path)
         size = os.fstat(file.fd).st_size
-        if length < size:
-            self._remember_bytes(file, length, size - length)
+        if length != size:
+            self._remember_bytes(file, length, max(0, size - length))
         self.inner.truncate(file, length)
 
     def punch(self, file: File, start: int, stop: int) -> bool:
@@ -193,7 +205,12 @@ class FaultyDisk:
     def fdatasync(self, file: File) -> None:
         self._step("fdatasync", file.path)
         self.inner.fdatasync(file)
-        self._keep(inode=os.fstat(file.fd).st_ino)
+        self._keep_all_but_times(os.fstat(file.fd).st_ino)
+
+    def _keep_all_but_times(self, inode: int) -> None:
+        for position, change in enumerate(self._undo):
+            if change.inode == inode and change.times is not None:
+                self._undo[position] = _Undo(change.times, inode=inode, times=change.times)
 
     def fsync_dir(self, path: Path) -> None:
         self._step("fsync_dir", path)
@@ -258,6 +275,15 @@ class FaultyDisk:
 
     def touch(self, file: File, mtime_ns: int) -> None:
         self._alive()
+        before = os.fstat(file.fd)
+        # Right behind a write it is taken back with that: nothing comes in between the two.
+        if not any(change.inode == before.st_ino for change in self._undo):
+            again = self._opened_again(file)
+
+            def undo() -> None:
+                os.utime(again.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+            self._undo.append(_Undo(undo, inode=before.st_ino, times=undo))
         self.inner.touch(file, mtime_ns)
 
     def size(self, file: File) -> int:

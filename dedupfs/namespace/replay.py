@@ -204,8 +204,8 @@ class Replay:
             file.apply_truncate(edit.size)
             if file.staging is not None:
                 staged = self._staged[file.inode]
-                staged.clip(edit.size)
                 file.size = max(file.recipe.size, staged.size)
+                staged.clip(min(edit.size, file.size))  # or it would grow when they are written
         elif file.staging is not None and isinstance(edit, Dirty):
             file.dirty.add(edit.start, edit.stop)
         elif file.staging is not None and isinstance(edit, Adopt):

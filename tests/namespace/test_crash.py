@@ -49,18 +49,22 @@ ADOPTED_BYTES = 600 * CHUNK_BYTES
 class Hands:
     """Makes a writer's calls on a view itself, and notes them as the writers of a mount do."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, first_number: int = 1) -> None:
         self.store = store
         self.view = View.bring_back(store)
         self.ops: list[Op] = []
+        self.first_number = first_number
         self._handles: dict[int, int] = {}
 
     @contextmanager
     def noted(self, call: str, /, **arguments: Any) -> Iterator[Op]:
-        op = Op(len(self.ops) + 1, call, arguments)
+        op = Op(self._next_number(), call, arguments)
         self.ops.append(op)
         yield op
         op.ended = True
+
+    def _next_number(self) -> int:
+        return self.first_number + len(self.ops)
 
     def at(self, path: str) -> tuple[int, bytes]:
         """Return the directory that holds a path, and the last name."""
@@ -86,7 +90,7 @@ class Hands:
         return op.number
 
     def write(self, handle: int, start: int, length: int, seed: int | None = None) -> None:
-        seed = len(self.ops) + 1 if seed is None else seed
+        seed = self._next_number() if seed is None else seed
         with self.noted("write", h=handle, at=start, bytes=length, seed=seed):
             self.view.write(self._handles[handle], start, pattern(seed, start, start + length))
 

@@ -19,7 +19,7 @@ from dedupfs.namespace.handles import SyncPlan
 from dedupfs.namespace.view import AttrChange, Caller, View
 from dedupfs.store.disk import File
 from dedupfs.store.store import Store
-from tests.fakes import FaultyDisk
+from tests.fakes import Crashed, FaultyDisk
 from tests.namespace.conftest import CHUNK_BYTES, assert_sound, make_small_store
 from tests.store.payloads import noise
 
@@ -340,4 +340,26 @@ def test_a_number_of_a_deleted_staging_file_is_not_given_again_while_its_journal
         machine.die()
         machine.view._let_go()
         assert machine.read(b"file") == noise("file", LARGE_BYTES)
+    machine.end()
+
+
+def test_a_file_that_was_cut_short_before_the_journal_said_so_keeps_the_size_that_it_shows(
+    machine: Machine,
+) -> None:
+    """The power goes within the second truncate, between the staging file's sync and the edit."""
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("first", SMALL_BYTES))
+    machine.view.write(handle, SMALL_BYTES, noise("second", LARGE_BYTES))
+    machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=5))
+    machine.sync(handle)
+    machine.disk.crash_at = machine.disk.calls + 4
+    with pytest.raises(Crashed):
+        machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=2))
+    assert [line.split()[1] for line in machine.disk.log[-2:]] == ["fsync", "write"]
+    machine.cut_the_power()
+    expected = machine.read(b"file")
+    assert expected == noise("first", SMALL_BYTES)[:2]
+    for _ in range(2):
+        machine.die()
+        assert machine.read(b"file") == expected
     machine.end()

@@ -244,8 +244,8 @@ class Matcher:
         for path, node in expected.items():
             if node.kind == FILE:
                 node.mtime_ns = shown[path].mtime_ns
-                peak = self._contents[node.ident].peak
-                node.content = Content.durable(shown[path].data, peak)
+                whole = self._contents[node.ident]
+                node.content = Content.durable(shown[path].data, whole.peak, whole.seams)
         for name, snapshot in state.snapshots.items():
             snapshot.in_catalog = name in catalog
             if len(owned[name]) > 1:

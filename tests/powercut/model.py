@@ -30,6 +30,8 @@ class Content:
         later: writes since then, (start, stop, seed).
         sizes: every size since then, the synced one included.
         peak: the largest size ever.
+        seams: where any write ever began or ended: bytes before may come back from the journal,
+            and those behind from a later write.
     """
 
     now: bytearray = field(default_factory=bytearray)
@@ -37,16 +39,18 @@ class Content:
     later: list[tuple[int, int, int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=lambda: [0])
     peak: int = 0
+    seams: frozenset[int] = frozenset()
 
     @classmethod
-    def durable(cls, data: bytes, peak: int) -> Content:
-        return cls(bytearray(data), data, [], [len(data)], max(peak, len(data)))
+    def durable(cls, data: bytes, peak: int, seams: frozenset[int] = frozenset()) -> Content:
+        return cls(bytearray(data), data, [], [len(data)], max(peak, len(data)), seams)
 
     def write(self, start: int, stop: int, seed: int) -> None:
         if start > len(self.now):
             self.now.extend(bytes(start - len(self.now)))
         self.now[start:stop] = pattern(seed, start, stop)
         self.later.append((start, stop, seed))
+        self.seams |= {start, stop}
         self._resized()
 
     def truncate(self, size: int) -> None:
@@ -56,6 +60,7 @@ class Content:
 
     def _resized(self) -> None:
         self.sizes.append(len(self.now))
+        self.seams |= {len(self.now)}
         self.peak = max(self.peak, len(self.now))
 
     def sync(self) -> None:
@@ -71,7 +76,7 @@ class Content:
         edges = {0, len(data)}
         for start, stop, _ in self.later:
             edges |= {start, stop, *range(-(-start // CELL_BYTES) * CELL_BYTES, stop, CELL_BYTES)}
-        edges |= {*self.sizes, len(self.synced)}
+        edges |= {*self.sizes, *self.seams, len(self.synced)}
         inside = sorted(edge for edge in edges if 0 <= edge <= len(data))
         for start, stop in pairwise(inside):
             piece = data[start:stop]
