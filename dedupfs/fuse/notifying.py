@@ -73,6 +73,13 @@ class ServiceManager:
         """Say that the end has begun."""
         self._say("STOPPING=1", f"STATUS={self.subject}: ending")
 
+    def ending_goes_on(self, seconds: float) -> None:
+        """Say that the end takes so much longer, if need be: what is put away takes its time.
+
+        The time that the manager gives in any case is not made shorter by that.
+        """
+        self._say(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def alive(self) -> None:
         """Say that the daemon answers."""
         if self.watchdog_s:

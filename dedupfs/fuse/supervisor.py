@@ -37,6 +37,15 @@ DEATHS_MAX = 8
 DEATHS_PERIOD_S = 20.0
 """... and so many in this time of something else than SIGKILL: some request kills them."""
 
+ENDING_STEP_S = 1.0
+"""So often a daemon that puts its view away is looked at where a service manager may kill it ..."""
+ENDING_MORE_S = 30.0
+"""... and so much more time is asked for ..."""
+ENDING_TICKS = 2
+"""... when it has worked so much since: one that hangs does not, but for its heartbeat ..."""
+ENDING_S_MAX = 3600.0
+"""... but not for ever: what is closed is safe, and the next mount does the rest."""
+
 NOBODY = ServiceManager()
 
 Serve = Callable[[Baton | None, Callable[[Baton | None], None]], None]
@@ -89,6 +98,10 @@ class _Child:
     """When it last said that it answers."""
     may_be_silent: bool = False
     """It puts the view away, which takes as long as it takes."""
+    ending_s: float | None = None
+    """When that began to be looked at ..."""
+    spent_ticks: int = 0
+    """... and what it had cost when more time was asked for."""
     failed: Failed | None = None
 
     @property
@@ -180,6 +193,8 @@ class _Supervisor:
         Returns:
             After how many milliseconds to look again, if nothing is heard.
         """
+        if child.may_be_silent and self.manager.address:
+            return self._ask_for_time(child)
         patience_s = self.manager.patience_s
         if patience_s is None or not child.answered or child.may_be_silent:
             return None
@@ -197,6 +212,20 @@ class _Supervisor:
             log.critical("no sign of life for %.1f s, killed pid=%d", patience_s, child.pid)
             os.kill(child.pid, signal.SIGKILL)
         return None
+
+    def _ask_for_time(self, child: _Child) -> float | None:
+        """Ask for more time as long as a daemon gets on that puts its view away: else it hangs.
+
+        Returns:
+            After how many milliseconds to look again.
+        """
+        now_s, spent_ticks = time.monotonic(), _processor_ticks(child.pid)
+        if child.ending_s is None:
+            child.ending_s, child.spent_ticks = now_s, spent_ticks
+        elif spent_ticks >= child.spent_ticks + ENDING_TICKS:
+            self.manager.ending_goes_on(ENDING_MORE_S)
+            child.spent_ticks = spent_ticks
+        return ENDING_STEP_S * 1000 if now_s - child.ending_s < ENDING_S_MAX else None
 
     def _forward(self, signals: "_Signals", child: _Child) -> None:
         if signals.is_ending:
@@ -291,6 +320,13 @@ def _error(child: _Child, code: int) -> DedupfsError:
     how = signal.Signals(-code).name if code < 0 else f"code {code}"
     when = "" if child.answered else " before it was ready"
     return MountError(f"the daemon ended with {how}{when}")
+
+
+def _processor_ticks(pid: int) -> int:
+    """Return what a child of ours has cost: proc(5), stat, utime and stime."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _is_connected(device: int) -> bool:

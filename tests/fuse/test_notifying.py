@@ -246,3 +246,20 @@ def test_a_reload_that_is_not_possible_and_an_end_are_told(listener: Listener) -
         process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode == 0
     assert listener.hear_all() == []
+
+
+def test_more_time_is_asked_for_as_long_as_a_daemon_gets_on_that_puts_things_away(
+    listener: Listener,
+) -> None:
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [10, 15]); "
+    body = "signal.sigwait([15])\n        while 10 not in signal.sigpending(): pass"
+    with supervised(blocked + body, listener) as process:
+        assert listener.hear()[0] == "READY=1"
+        daemon = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        process.terminate()
+        assert listener.hear()[0] == "STOPPING=1"
+        for _ in range(2):
+            assert listener.hear() == ["EXTEND_TIMEOUT_USEC=30000000"]
+        os.kill(daemon, signal.SIGUSR1)
+        process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 0

@@ -47,6 +47,13 @@ def test_a_killed_daemon_is_replaced_under_open_files(service: Host) -> None:
     assert service.show("dedupfs@ckpts", "NRestarts") == "0"
 
 
+# Has a process do in ten seconds what takes one, as if it had so much more to do.
+SLOWLY = """
+while kill -STOP $1; do sleep 0.2; kill -CONT $1; sleep 0.02; done 2> /dev/null
+true
+"""
+
+
 @pytest.fixture
 def impatient(host: Host) -> Iterator[Callable[[str], str]]:
     """Start the service with another limit; return its main process."""
@@ -96,6 +103,23 @@ def test_a_stop_that_never_ends_is_ended_and_what_was_closed_is_kept(
     host.run(f"kill -STOP {hanging}; systemctl stop dedupfs@ckpts")
     assert host.show("dedupfs@ckpts", "Result") == "timeout"
     host.run("systemctl start dedupfs@ckpts && grep closed /data/mnt/hung")
+
+
+def test_a_stop_that_has_much_to_put_away_is_not_cut_short(
+    host: Host, impatient: Callable[[str], str]
+) -> None:
+    pid = impatient("TimeoutStopSec=3s")
+    host.put("/run/slowly", SLOWLY)
+    daemon = host.run(f"cat /proc/{pid}/task/*/children")
+    user = "cd /data/mnt && exec 3> open && head -c 60000000 /dev/zero | tr '\\0' x >&3; echo $$;"
+    with host.start(f"{user} exec sleep infinity") as process:
+        assert process.stdout is not None
+        user = process.stdout.readline().strip()
+        host.run(f"systemctl stop --no-block dedupfs@ckpts; sh /run/slowly {daemon}")
+        host.until("systemctl show -P ActiveState dedupfs@ckpts | grep -v deactivating")
+        assert host.show("dedupfs@ckpts", "Result") == "success"
+        host.run("systemctl start dedupfs@ckpts && test $(stat -c %s /data/mnt/open) = 60000000")
+        host.run(f"kill {user}")
 
 
 def test_a_service_that_is_stopped_under_open_files_loses_nothing_of_them(service: Host) -> None:
