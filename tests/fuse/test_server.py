@@ -136,7 +136,7 @@ def test_what_a_container_has_written_is_kept_when_the_mount_ends_without_it(
 
 def test_what_the_mount_table_shows(daemons: Daemons) -> None:
     mounted = daemons.start()
-    table = Path("/proc/self/mountinfo").read_text()
+    table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     (line,) = [line for line in table.splitlines() if f" {mounted.path} " in line]
     assert f" - fuse.dedupfs {mounted.store} " in line
     assert "noatime" in line

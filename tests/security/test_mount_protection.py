@@ -69,7 +69,7 @@ def test_a_mount_is_its_owners_alone(daemons_here: dict[str, Mounted]) -> None:
 
 
 def test_every_mount_is_nosuid_and_nodev(daemons_here: dict[str, Mounted]) -> None:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     for mounted in daemons_here.values():
         (line,) = [line for line in lines if line.split(" ")[4] == str(mounted.path)]
         options = line.split(" ")[5].split(",")
