@@ -5,7 +5,7 @@ directory in views/ whose journal names its root. Source: docs/format.md, "Rebui
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from dedupfs.format.journal import (
     Adopt,
     Edit,
     JournalHeader,
+    Place,
     Put,
+    Remove,
 )
 from dedupfs.format.keys import META_COUNTER, decode_location, encode_count
 from dedupfs.format.tree import (
@@ -37,6 +39,8 @@ from dedupfs.model import (
     SnapshotInfo,
     ViewRoot,
 )
+from dedupfs.namespace.directory import CATALOG_SLOTS_START
+from dedupfs.namespace.inodes import ROOT_NUMBER
 from dedupfs.namespace.journal import PREFIX as JOURNAL_PREFIX
 from dedupfs.namespace.journal import Journal, read_journal
 from dedupfs.namespace.lifecycle import VIEW_COUNTER
@@ -49,6 +53,7 @@ from dedupfs.namespace.rows import (
     view_owner_key,
 )
 from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
+from dedupfs.namespace.trees import TreeReader, tree_id_of
 from dedupfs.namespace.views import EPHEMERAL_PREFIX, VIEWS_DIRECTORY, view_directory
 from dedupfs.store import Store, Table, Transaction
 from dedupfs.store.inventory import payload_of
@@ -91,6 +96,8 @@ class RootFinder:
         self._snapshots: list[_Found] = []
         self._views: list[_Found] = []
         self._view_ids: set[int] = set()
+        self._sequence = 0
+        """The highest sequence number of a snapshot that anything found speaks of."""
         self._roots = Roots()
 
     def note(self, record_id: RecordId, location: Location) -> None:
@@ -104,6 +111,8 @@ class RootFinder:
         """Write the rows of all snapshots and views, and what they hold."""
         self._restore_snapshots()
         self._restore_views()
+        with self._store.transaction() as txn:
+            self._set_counter(txn, SEQUENCE_COUNTER, self._sequence)
         return self._roots
 
     def _payloads(self, found: Iterable[_Found]) -> Iterator[tuple[RecordId, bytes]]:
@@ -149,7 +158,7 @@ class RootFinder:
                 txn.put(Table.SNAPSHOTS, name.encode(), encode_snapshot_row(info, record_id))
                 txn.add_reference(record_id)
                 self._roots.snapshots.append(name)
-            self._set_counter(txn, SEQUENCE_COUNTER, max(latest, default=0))
+        self._note_sequences(latest)
 
     def _keep_tombstone(self, record_id: RecordId) -> None:
         with self._store.transaction() as txn:
@@ -253,10 +262,12 @@ class RootFinder:
         root: ViewRoot,
         root_id: RecordId,
         generation: int,
-        edits: Iterable[Edit],
+        edits: Sequence[Edit],
     ) -> None:
         row = ViewRow(root.view_id, name, root.base, generation, root_id, root.created_ns)
         owner = view_owner_key(root.view_id)
+        if not root.base:
+            self._note_sequences(self._sequences_in(root, edits))
         with self._store.transaction() as txn:
             txn.put(Table.VIEWS, name.encode(), encode_view_row(row))
             txn.add_reference(root_id)
@@ -264,6 +275,30 @@ class RootFinder:
                 if txn.get(Table.RECORDS, record_id) is not None:
                     txn.pin(owner, record_id)
         self._roots.views.append(name)
+
+    def _note_sequences(self, sequences: Iterable[int]) -> None:
+        self._sequence = max(self._sequence, *sequences, 0)
+
+    def _sequences_in(self, root: ViewRoot, edits: Iterable[Edit]) -> Iterator[int]:
+        """Yield the sequence numbers in whose place a catalogue's view has something of its own.
+
+        Of a snapshot that was removed nothing else may be left; a new one that got its number would
+        be taken for it, and hidden.
+        """
+        own = TreeReader(self._store).sound_entries(tree_id_of(root.root), _tell_unreadable)
+        slots = [entry.slot for entry in own]
+        for edit in edits:
+            if isinstance(edit, Put) and edit.directory == ROOT_NUMBER:
+                slots.append(edit.entry.slot)
+            elif isinstance(edit, Place) and edit.directory == ROOT_NUMBER:
+                slots.append(edit.slot)
+            elif isinstance(edit, Remove) and edit.directory == ROOT_NUMBER:
+                slots.append(edit.hide)
+        return (slot for slot in slots if slot < CATALOG_SLOTS_START)
+
+
+def _tell_unreadable(exc: StoreError) -> None:
+    log.warning("root of a view cannot be read: %s", exc)
 
 
 def _records_in(edits: Iterable[Edit]) -> Iterator[RecordId]:

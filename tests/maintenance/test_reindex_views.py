@@ -15,6 +15,7 @@ from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.model import RecordKind
+from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
 from dedupfs.namespace.views import list_views
 from dedupfs.store import Store
@@ -157,6 +158,63 @@ def test_a_clone_that_was_not_folded_comes_back(filled: Store) -> None:
         assert names[1] < names[0]
         view.close()
         assert check(store).ok
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("change", ["written to", "hidden"])
+def test_a_snapshot_made_later_does_not_get_the_place_of_one_that_a_view_stands_in_for(
+    filled: Store, change: str, folded: bool
+) -> None:
+    """The last snapshot is removed and forgotten: only the view knows that its number was given."""
+    path = filled.path
+    last = SnapshotCatalog(filled).clone("first", "last")
+    filled.close()
+
+    def work(view: View) -> None:
+        name = last.name.encode()
+        if change == "hidden":
+            empty(view, 1, name)
+        else:
+            view.mkdir(view.lookup(1, name).inode, b"new", 0o755, ROOT)
+        if folded:
+            view.fold()
+        view.plan_fsync(None).run()
+
+    abandon(filled, work)
+    with Store.open(path) as store:
+        SnapshotCatalog(store).remove([last.name])
+        collect(store)
+    lose_index(path)
+    assert reindex(path).ok
+    with Store.open(path) as store:
+        made = SnapshotCatalog(store).clone("first", "later")
+        assert made.sequence > last.sequence
+        view = View.bring_back(store, "work")
+        later, first = (view.lookup(1, name).inode for name in (b"later", b"first"))
+        assert later != first
+        assert b"medium" in names_in(view, later)
+        assert b"later" in names_in(view, 1)
+        assert (last.name.encode() in names_in(view, 1)) is (change == "written to")
+        view.close()
+        assert check(store).ok
+
+
+def names_in(view: View, inode: int) -> list[bytes]:
+    handle = view.opendir(inode)
+    names = [name for _, name, _ in view.readdir(handle, 0)]
+    view.releasedir(handle)
+    return names
+
+
+def empty(view: View, parent: int, name: bytes) -> None:
+    """Remove a directory with all that is in it."""
+    inode = view.lookup(parent, name).inode
+    for below in names_in(view, inode):
+        if stat.S_ISDIR(view.lookup(inode, below).mode):
+            empty(view, inode, below)
+        else:
+            view.unlink(inode, below)
+    view.rmdir(parent, name)
 
 
 def test_a_view_without_its_journal_comes_back_as_of_its_last_fold(filled: Store) -> None:
