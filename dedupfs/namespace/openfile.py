@@ -166,6 +166,10 @@ class OpenFile:
     def note_journaled(self, start: int, stop: int) -> None:
         """Take over that the journal holds the bytes of ``[start, stop)``."""
         self.dirty.add(start, stop)
+        self.raise_journaled_stop(stop)
+
+    def raise_journaled_stop(self, stop: int) -> None:
+        """Let what is written below ``stop`` from now on be journaled: replay writes there."""
         self._journaled_stop = max(self._journaled_stop, stop)
 
     def become_buffered(self, keep: int) -> None:

@@ -20,7 +20,8 @@ def write(state: ViewState, file: OpenFile, file_offset: int, data: bytes, now_n
     """Write ``data``; when this returns, SIGKILL cannot lose it.
 
     Raises:
-        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing that can be
+            read changed; after a crash the bytes may be there, if the journal had them.
     """
     stop = file_offset + len(data)
     if stop > FILE_BYTES_MAX:
@@ -52,8 +53,10 @@ def _write_staged(
     journaled = file_offset < file.journaled_stop
     if journaled:
         append_file(state, file.inode, [Write(file.inode, file_offset, data)], now_ns)
-        file.note_journaled(file_offset, file_offset + len(data))
+        file.raise_journaled_stop(file_offset + len(data))
     file.staging.write(file_offset, data, now_ns, journaled=journaled)
+    if journaled:  # only now: what a full disk refuses must not hide the settled bytes
+        file.dirty.add(file_offset, file_offset + len(data))
     if file.cutter is not None:
         file.cutter.feed(file_offset, data)
         file.cutter.write_out(file.staging.write_out)
@@ -107,7 +110,8 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
     """Cut off, or extend with zeros.
 
     Raises:
-        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed.
+        TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed, unless
+            the journal alone refused: what a staging file had is cut off all the same.
     """
     if size > FILE_BYTES_MAX:
         raise TooLargeError(f"a file cannot have {size} bytes")
@@ -117,10 +121,12 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
     if file.staging is None:
         append_file(state, file.inode, [Truncate(file.inode, size)], now_ns)
     else:
-        start, data = _clipped_bytes(file, size)
-        file.staging.truncate(size, now_ns)
-        if size < file.journaled_stop:
+        cuts_settled = size < file.journaled_stop
+        if cuts_settled:  # first what may be refused; where nothing is dirty, nobody reads it yet
+            start, data = _clipped_bytes(file, size)
             file.staging.write(start, data, now_ns)
+        file.staging.truncate(size, now_ns)
+        if cuts_settled:
             with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
                 # or a power cut could bring back the length without the bytes
                 file.staging.sync()

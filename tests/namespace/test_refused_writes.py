@@ -1,0 +1,117 @@
+"""A write or truncate that the disk refuses changes nothing that can be read.
+
+Method: the disk refuses writes to staging files alone, and takes them again; what is read is then
+compared with a bytearray, at once, after a fold and after a crash.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dedupfs.errors import StoreFullError
+from dedupfs.namespace.view import AttrChange, View
+from dedupfs.store.disk import Buffer, File
+from dedupfs.store.store import Store
+from tests.fakes import FaultyDisk
+from tests.namespace.conftest import assert_sound, make_small_store
+from tests.namespace.test_catalog_view import read_file, write_file
+from tests.namespace.test_lifecycle import die
+from tests.namespace.test_review_stories import noise
+
+SETTLED = noise(11, 3000)
+
+
+@contextmanager
+def full_for_staging_files(disk: FaultyDisk) -> Iterator[None]:
+    """Refuse each write to a staging file."""
+    pwrite, refused = disk.pwrite, 0
+
+    def refuse(file: File, buffers: Sequence[Buffer], offset: int) -> None:
+        nonlocal refused
+        if file.path.name.startswith("staging."):
+            refused += 1
+            raise StoreFullError("injected")
+        pwrite(file, buffers, offset)
+
+    disk.pwrite = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del disk.pwrite
+    assert refused > 0
+
+
+@pytest.fixture
+def disk() -> FaultyDisk:
+    return FaultyDisk()
+
+
+@pytest.fixture
+def view(tmp_path: Path, disk: FaultyDisk) -> Iterator[View]:
+    """A view with the settled file ``file``; the store is checked when the test is done."""
+    make_small_store(tmp_path / "store").close()
+    view = View.bring_back(Store.open(tmp_path / "store", disk=disk))
+    write_file(view, 1, b"file", SETTLED)
+    view.fold()
+    yield view
+    view._store.close()
+    store = Store.open(tmp_path / "store")
+    assert_sound(store)
+    store.close()
+
+
+def test_settled_bytes_stay_when_what_would_replace_them_is_refused(
+    view: View, disk: FaultyDisk
+) -> None:
+    handle = view.open(view.lookup(1, b"file").inode, os.O_RDWR)
+    view.write(handle, 0, b"first")
+    expected = b"first" + SETTLED[5:]
+    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+        view.write(handle, 1000, b"refused" * 20)
+    assert read_file(view, 1, b"file") == expected
+    view.release(handle)
+    view.fold()
+    assert read_file(view, 1, b"file") == expected
+    view.close()
+
+
+def test_a_refused_write_hides_nothing_of_later_ones_from_a_crash(
+    view: View, disk: FaultyDisk
+) -> None:
+    """Only the refused bytes themselves may be there or not: the journal may have had them."""
+    handle = view.open(view.lookup(1, b"file").inode, os.O_RDWR)
+    view.write(handle, 0, b"first")
+    refused = noise(12, 400)
+    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+        view.write(handle, 2900, refused)
+    view.write(handle, 2950, b"later" * 20)
+    view.write(handle, 3050, b"behind" * 50)
+    shown = bytearray(b"first" + SETTLED[5:])
+    shown[2950:3050] = b"later" * 20
+    shown += b"behind" * 50
+    assert read_file(view, 1, b"file") == shown
+    store = die(view, view._store)
+    again = View.bring_back(store)
+    assert read_file(again, 1, b"file") in (shown, shown[:2900] + refused[:50] + shown[2950:])
+    again.close()
+    store.close()
+
+
+def test_nothing_is_cut_off_when_a_truncate_is_refused(view: View, disk: FaultyDisk) -> None:
+    """The disk refuses what is left of the chunk that the end would lie in."""
+    inode = view.lookup(1, b"file").inode
+    handle = view.open(inode, os.O_RDWR)
+    view.write(handle, 2500, b"staged")
+    view.write(handle, 3000, b"behind" * 50)
+    expected = SETTLED[:2500] + b"staged" + SETTLED[2506:] + b"behind" * 50
+    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+        view.setattr(inode, AttrChange(size=1001))
+    assert read_file(view, 1, b"file") == expected
+    store = die(view, view._store)
+    again = View.bring_back(store)
+    assert read_file(again, 1, b"file") == expected
+    again.close()
+    store.close()
