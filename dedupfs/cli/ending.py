@@ -70,14 +70,21 @@ class Ending:
         if self._count:
             _say(f"{self._name} was made")
 
-    def failed(self, exc: BaseException) -> BaseException:
-        """Say what to raise, as there is no snapshot."""
+    def failed(self, exc: BaseException, is_made: Callable[[str], bool]) -> BaseException | None:
+        """Say what to raise; None if the snapshot was made when it was stopped."""
         if self.stopped_by is None:
             return exc
-        return UncommittedError(
-            f"stopped by {self.stopped_by.name}: there is no snapshot {self._name}",
-            STOPPED + self.stopped_by,
-        )
+        code = STOPPED + self.stopped_by
+        stopped = f"stopped by {self.stopped_by.name}"
+        try:
+            if is_made(self._name):
+                return None
+        except DedupfsError as unknown:
+            return UncommittedError(
+                f"{stopped}; whether there is a snapshot {self._name} cannot be told: {unknown}",
+                code,
+            )
+        return UncommittedError(f"{stopped}: there is no snapshot {self._name}", code)
 
     def told(self) -> None:
         """Why there is none is told, and what is kept: signals end this process again."""

@@ -311,8 +311,8 @@ class _Run:
             ending.stop = None
         except BaseException as exc:  # noqa: BLE001  without a snapshot, it goes on
             ending.stop = None  # no call before this: a signal's handler would run in it
-            if ending.stopped_by is None or not self._is_made(request.name):
-                failure = ending.failed(exc)
+            failure = ending.failed(exc, self._is_made)
+            if failure is not None:
                 if found is not None:
                     failure = self._leave(found, failure)
                 ending.told()

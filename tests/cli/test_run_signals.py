@@ -119,6 +119,21 @@ def test_a_second_signal_ends_it_at_once(
     assert_next_command_clears(snapshot, run)
 
 
+def test_what_cannot_be_looked_up_is_not_called_made_or_unmade(
+    committing: Committing, snapshot: Path, run: Run
+) -> None:
+    """Method: the store's settings are away when the run looks."""
+    hears(committing.run, signal.SIGINT)
+    (snapshot / "dedupfs.json").rename(snapshot / "away")
+    committing.run.send_signal(signal.SIGINT)
+    code, _, err = committing.end()
+    (snapshot / "away").rename(snapshot / "dedupfs.json")
+    committing.writing.close()
+    assert code == 130
+    assert b"whether there is a snapshot made cannot be told: " in err
+    assert_next_command_clears(snapshot, run)
+
+
 SIGNALLED = """
 import os, runpy, signal, sys
 from dedupfs.cli import ending
