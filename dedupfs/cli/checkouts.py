@@ -236,8 +236,8 @@ def remove(
 
 
 def _forget_deduped(place: str, store_path: Path | None, *, force: bool, as_json: bool) -> None:
-    from dedupfs.checkout.dedupe_forget import forget
-    from dedupfs.checkout.dedupe_state import KIND
+    from dedupfs.checkout.dedupe.forget import forget
+    from dedupfs.checkout.dedupe.state import KIND
     from dedupfs.namespace.checkouts import open_checkout
 
     with checkout_at(Path(place), store_path, to_change=False) as (opened, manifest):

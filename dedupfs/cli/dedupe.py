@@ -14,9 +14,9 @@ from dedupfs.cli.problems import print_problems, problems_json
 from dedupfs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
-    from dedupfs.checkout.dedupe import DedupeReport
-    from dedupfs.checkout.dedupe_scan import Found, Group
-    from dedupfs.checkout.dedupe_undo import UndoReport
+    from dedupfs.checkout.dedupe.run import DedupeReport
+    from dedupfs.checkout.dedupe.scan import Found, Group
+    from dedupfs.checkout.dedupe.undo import UndoReport
 
 GROUPS_SHOWN_MAX = 20
 LINKS = ("auto", "reflink", "hardlink", "symlink")
@@ -68,10 +68,10 @@ def dedupe(
       dedupfs dedupe store/ ckpts/
       dedupfs dedupe --undo store/ ckpts/
     """
-    from dedupfs.checkout.dedupe import DedupeOptions, plan
-    from dedupfs.checkout.dedupe import dedupe as run
-    from dedupfs.checkout.dedupe_take import Link
-    from dedupfs.checkout.dedupe_undo import undo as run_undo
+    from dedupfs.checkout.dedupe.run import DedupeOptions, plan
+    from dedupfs.checkout.dedupe.run import dedupe as run
+    from dedupfs.checkout.dedupe.take import Link
+    from dedupfs.checkout.dedupe.undo import undo as run_undo
 
     if undo:
         if link != "auto" or name is not None or ignore_attributes:

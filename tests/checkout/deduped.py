@@ -8,8 +8,8 @@ import random
 import stat
 from pathlib import Path
 
-from dedupfs.checkout.dedupe import DedupeOptions
-from dedupfs.checkout.dedupe_take import Link
+from dedupfs.checkout.dedupe.run import DedupeOptions
+from dedupfs.checkout.dedupe.take import Link
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.scrub import scrub
 from dedupfs.store import Store

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.checkout.dedupe import dedupe, plan
-from dedupfs.checkout.dedupe_scan import Why
-from dedupfs.checkout.dedupe_state import find_deduped
-from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.dedupe.run import dedupe, plan
+from dedupfs.checkout.dedupe.scan import Why
+from dedupfs.checkout.dedupe.state import find_deduped
+from dedupfs.checkout.dedupe.undo import undo
 from dedupfs.checkout.verify import verify_checkout
 from dedupfs.errors import NotFoundError, UsageError
 from dedupfs.maintenance.gc import collect

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.checkout.dedupe import dedupe
-from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.dedupe.run import dedupe
+from dedupfs.checkout.dedupe.undo import undo
 from dedupfs.errors import NotFoundError, UsageError
 from dedupfs.maintenance.gc import collect
 from dedupfs.store import Store

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dedupfs.checkout.dedupe import dedupe
-from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.dedupe.run import dedupe
+from dedupfs.checkout.dedupe.undo import undo
 from dedupfs.errors import NotFoundError
 from dedupfs.maintenance.gc import collect
 from dedupfs.store import Store, Table

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.checkout.dedupe import DedupeOptions, dedupe
-from dedupfs.checkout.dedupe_take import Link
-from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.dedupe.run import DedupeOptions, dedupe
+from dedupfs.checkout.dedupe.take import Link
+from dedupfs.checkout.dedupe.undo import undo
 from dedupfs.maintenance.gc import collect
 from dedupfs.store import Store
 from tests.checkout.deduped import contents_of, require_sound, seen_in

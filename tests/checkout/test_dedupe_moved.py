@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.checkout.dedupe import dedupe
-from dedupfs.checkout.dedupe_forget import forget
-from dedupfs.checkout.dedupe_links import find_links
-from dedupfs.checkout.dedupe_state import find_deduped, taken_before
-from dedupfs.checkout.dedupe_take import Link
-from dedupfs.checkout.dedupe_undo import undo
+from dedupfs.checkout.dedupe.forget import forget
+from dedupfs.checkout.dedupe.links import find_links
+from dedupfs.checkout.dedupe.run import dedupe
+from dedupfs.checkout.dedupe.state import find_deduped, taken_before
+from dedupfs.checkout.dedupe.take import Link
+from dedupfs.checkout.dedupe.undo import undo
 from dedupfs.errors import SourceError, UsageError
 from dedupfs.maintenance.gc import collect
 from dedupfs.namespace.checkouts import list_numbers, open_checkout

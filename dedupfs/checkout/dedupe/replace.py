@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dedupfs.checkout.dedupe_scan import Inode, Why, is_same_file, opened_below, parent_of, why_not
-from dedupfs.checkout.dedupe_snapshot import Taken
-from dedupfs.checkout.dedupe_swap import Make, Swaps, equal_bytes, temporary_name
-from dedupfs.checkout.dedupe_take import Link
+from dedupfs.checkout.dedupe.scan import Inode, Why, is_same_file, opened_below, parent_of, why_not
+from dedupfs.checkout.dedupe.snapshot import Taken
+from dedupfs.checkout.dedupe.swap import Make, Swaps, equal_bytes, temporary_name
+from dedupfs.checkout.dedupe.take import Link
 from dedupfs.errors import CorruptError
 from dedupfs.transfer.extents import share
 from dedupfs.transfer.leases import Lease, leased, why_not_leased

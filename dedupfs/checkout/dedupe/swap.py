@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from dedupfs.checkout.dedupe_scan import TEMPORARY_PREFIX
+from dedupfs.checkout.dedupe.scan import TEMPORARY_PREFIX
 from dedupfs.transfer.leases import Lease
 
 COMPARE_BYTES = 4 << 20

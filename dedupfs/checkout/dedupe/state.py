@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dedupfs.checkout.dedupe_snapshot import Taken, files_of
+from dedupfs.checkout.dedupe.snapshot import Taken, files_of
 from dedupfs.checkout.verify import DEDUPE
 from dedupfs.errors import CorruptError, NotFoundError, UsageError
 from dedupfs.format.manifest import HeldPack, Manifest, Shown

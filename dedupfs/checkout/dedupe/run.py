@@ -1,8 +1,8 @@
 """A directory's duplicate files -> links to one copy in the store. The one place that orders steps.
 
-1. Scan: which files are equal (``dedupe_scan``). 2. Take: a pack for each content, held by the
-registration of the directory (``dedupe_take``). 3. Record: a snapshot of every file as it was, and
-the manifest that says where it is. 4. Replace: file by file (``dedupe_replace``), each compared
+1. Scan: which files are equal (``scan``). 2. Take: a pack for each content, held by the
+registration of the directory (``take``). 3. Record: a snapshot of every file as it was, and
+the manifest that says where it is. 4. Replace: file by file (``replace``), each compared
 with its pack first. So before the first file goes the store has its bytes, durably, and knows what
 to give back; a run that ends anywhere is gone on with by the next, or undone.
 Source: docs/architecture.md, "Dedupe".
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.checkout.dedupe_forget import note_of_disk
-from dedupfs.checkout.dedupe_leftovers import remove_leftovers
-from dedupfs.checkout.dedupe_links import find_links
-from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
-from dedupfs.checkout.dedupe_replace import Replacer
-from dedupfs.checkout.dedupe_scan import (
+from dedupfs.checkout.dedupe.forget import note_of_disk
+from dedupfs.checkout.dedupe.leftovers import remove_leftovers
+from dedupfs.checkout.dedupe.links import find_links
+from dedupfs.checkout.dedupe.modes import ModeNotes, give_modes_back
+from dedupfs.checkout.dedupe.replace import Replacer
+from dedupfs.checkout.dedupe.scan import (
     MIN_BYTES,
     Found,
     Group,
@@ -36,8 +36,8 @@ from dedupfs.checkout.dedupe_scan import (
     opened_below,
     opened_directory,
 )
-from dedupfs.checkout.dedupe_snapshot import Taken, put_root
-from dedupfs.checkout.dedupe_state import (
+from dedupfs.checkout.dedupe.snapshot import Taken, put_root
+from dedupfs.checkout.dedupe.state import (
     KIND,
     find_deduped,
     free_name,
@@ -49,7 +49,7 @@ from dedupfs.checkout.dedupe_state import (
     shown_of,
     taken_before,
 )
-from dedupfs.checkout.dedupe_take import Link, Taker, Target, WholeFiles, whole_files
+from dedupfs.checkout.dedupe.take import Link, Taker, Target, WholeFiles, whole_files
 from dedupfs.errors import UsageError
 from dedupfs.format.manifest import Manifest, Shown
 from dedupfs.model import TreeEntry

@@ -7,8 +7,8 @@ directory was not deleted but moved. Changes nothing outside of the store.
 import os
 from pathlib import Path
 
-from dedupfs.checkout.dedupe_state import keep_snapshot, shown_of
-from dedupfs.checkout.dedupe_take import Link
+from dedupfs.checkout.dedupe.state import keep_snapshot, shown_of
+from dedupfs.checkout.dedupe.take import Link
 from dedupfs.errors import UsageError
 from dedupfs.namespace.checkouts import Registration
 from dedupfs.store import Store

@@ -10,20 +10,20 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dedupfs.checkout.dedupe_leftovers import remove_leftovers
-from dedupfs.checkout.dedupe_links import FoundLinks, find_links, is_in_place
-from dedupfs.checkout.dedupe_modes import ModeNotes, give_modes_back
-from dedupfs.checkout.dedupe_scan import Why, opened_below, opened_directory, parent_of
-from dedupfs.checkout.dedupe_snapshot import Taken
-from dedupfs.checkout.dedupe_state import (
+from dedupfs.checkout.dedupe.leftovers import remove_leftovers
+from dedupfs.checkout.dedupe.links import FoundLinks, find_links, is_in_place
+from dedupfs.checkout.dedupe.modes import ModeNotes, give_modes_back
+from dedupfs.checkout.dedupe.scan import Why, opened_below, opened_directory, parent_of
+from dedupfs.checkout.dedupe.snapshot import Taken
+from dedupfs.checkout.dedupe.state import (
     find_deduped,
     keep_snapshot,
     remove_snapshot,
     shown_of,
     taken_before,
 )
-from dedupfs.checkout.dedupe_swap import Swaps, undo_name
-from dedupfs.checkout.dedupe_take import Link, whole_files
+from dedupfs.checkout.dedupe.swap import Swaps, undo_name
+from dedupfs.checkout.dedupe.take import Link, whole_files
 from dedupfs.errors import (
     CorruptError,
     MissingRecordError,
