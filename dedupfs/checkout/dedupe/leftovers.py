@@ -5,9 +5,10 @@ Only what is certain to be in the store or in its place goes; anything else is t
 
 import os
 
-from dedupfs.checkout.dedupe.scan import TEMPORARY_PREFIX, parent_of
-from dedupfs.checkout.dedupe.state import pack_path
+from dedupfs.checkout.dedupe.below import parent_of
+from dedupfs.checkout.dedupe.scan import TEMPORARY_PREFIX
 from dedupfs.checkout.dedupe.swap import is_undo_name, pack_of_temporary, remove_leftover
+from dedupfs.checkout.packs import pack_path
 from dedupfs.store import Store
 from dedupfs.transfer.report import Problems
 from dedupfs.transfer.walk import Step, Walk

@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.checkout.dedupe.scan import TEMPORARY_PREFIX, parent_of
+from dedupfs.checkout.dedupe.below import parent_of
+from dedupfs.checkout.dedupe.scan import TEMPORARY_PREFIX
 from dedupfs.checkout.dedupe.snapshot import Taken
-from dedupfs.checkout.dedupe.state import pack_path
 from dedupfs.checkout.dedupe.take import Link
+from dedupfs.checkout.packs import pack_path
 from dedupfs.errors import SourceError
 from dedupfs.store import Store
 from dedupfs.transfer.report import Problems, shown

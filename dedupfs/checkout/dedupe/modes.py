@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.checkout.dedupe.scan import opened_below
+from dedupfs.checkout.dedupe.below import opened_below
 from dedupfs.errors import StoreError
 from dedupfs.model import RecordKind
 from dedupfs.store import Store

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dedupfs.checkout.dedupe.scan import Inode, Why, is_same_file, opened_below, parent_of, why_not
+from dedupfs.checkout.dedupe.below import opened_below, parent_of
+from dedupfs.checkout.dedupe.scan import Inode, Why, is_same_file, why_not
 from dedupfs.checkout.dedupe.snapshot import Taken
 from dedupfs.checkout.dedupe.swap import Make, Swaps, equal_bytes, temporary_name
 from dedupfs.checkout.dedupe.take import Link

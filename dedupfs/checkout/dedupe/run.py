@@ -21,35 +21,26 @@ from pathlib import Path
 
 import msgspec
 
+from dedupfs.checkout.dedupe.below import opened_below, opened_directory
 from dedupfs.checkout.dedupe.forget import note_of_disk
 from dedupfs.checkout.dedupe.leftovers import remove_leftovers
 from dedupfs.checkout.dedupe.links import find_links
 from dedupfs.checkout.dedupe.modes import ModeNotes, give_modes_back
 from dedupfs.checkout.dedupe.replace import Replacer
-from dedupfs.checkout.dedupe.scan import (
-    MIN_BYTES,
-    Found,
-    Group,
-    Inode,
-    Scanner,
-    Why,
-    opened_below,
-    opened_directory,
-)
+from dedupfs.checkout.dedupe.scan import MIN_BYTES, Found, Group, Inode, Scanner, Why
 from dedupfs.checkout.dedupe.snapshot import Taken, put_root
 from dedupfs.checkout.dedupe.state import (
     KIND,
     find_deduped,
     free_name,
-    held_packs,
     links_of,
-    pack_path,
     put_snapshot,
     remove_snapshot,
     shown_of,
     taken_before,
 )
 from dedupfs.checkout.dedupe.take import Link, Taker, Target, WholeFiles, whole_files
+from dedupfs.checkout.packs import held_packs, pack_path
 from dedupfs.errors import UsageError
 from dedupfs.format.manifest import Manifest, Shown
 from dedupfs.model import TreeEntry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dedupfs.checkout.dedupe.scan import parent_of
+from dedupfs.checkout.dedupe.below import parent_of
 from dedupfs.model import TreeEntry
 from dedupfs.namespace.trees import TreeReader
 from dedupfs.store import Store

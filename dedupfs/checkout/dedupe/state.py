@@ -11,8 +11,8 @@ from pathlib import Path
 from dedupfs.checkout.dedupe.snapshot import Taken, files_of
 from dedupfs.checkout.verify import DEDUPE
 from dedupfs.errors import CorruptError, NotFoundError, UsageError
-from dedupfs.format.manifest import HeldPack, Manifest, Shown
-from dedupfs.model import PackKind, SnapshotInfo
+from dedupfs.format.manifest import Manifest, Shown
+from dedupfs.model import SnapshotInfo
 from dedupfs.namespace.checkouts import read_checkouts
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store import Store
@@ -53,23 +53,9 @@ def taken_before(store: Store, manifest: Manifest | None) -> Iterator[Taken]:
                 yield Taken(path, entry, packs[entry.content], linked)
 
 
-def held_packs(store: Store, packs: Iterable[int]) -> tuple[HeldPack, ...]:
-    """Return packs for a manifest, as their files are now."""
-    found = []
-    for pack in sorted(set(packs)):
-        status = os.stat(pack_path(store, pack))
-        found.append(HeldPack(pack, status.st_size, status.st_mtime_ns))
-    return tuple(found)
-
-
 def links_of(taken: Iterable[Taken]) -> tuple[tuple[bytes, int], ...]:
     """Return which pack has which content."""
     return tuple(sorted({one.entry.content: one.pack for one in taken}.items()))
-
-
-def pack_path(store: Store, pack: int) -> Path:
-    """Return the file that links point at."""
-    return store.layout.pack(pack, PackKind.VERBATIM)
 
 
 # --- the snapshot -----------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dedupfs.checkout.dedupe.below import opened_below
 from dedupfs.checkout.dedupe.modes import ModeNotes
-from dedupfs.checkout.dedupe.scan import Group, Inode, Why, is_same_file, opened_below, why_not
+from dedupfs.checkout.dedupe.scan import Group, Inode, Why, is_same_file, why_not
 from dedupfs.checkout.dedupe.swap import equal_bytes
 from dedupfs.errors import QuotaError, UsageError
 from dedupfs.format.keys import decode_pack_key, decode_pack_row, encode_pack_key

@@ -10,10 +10,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dedupfs.checkout.dedupe.below import opened_below, opened_directory, parent_of
 from dedupfs.checkout.dedupe.leftovers import remove_leftovers
 from dedupfs.checkout.dedupe.links import FoundLinks, find_links, is_in_place
 from dedupfs.checkout.dedupe.modes import ModeNotes, give_modes_back
-from dedupfs.checkout.dedupe.scan import Why, opened_below, opened_directory, parent_of
+from dedupfs.checkout.dedupe.scan import Why
 from dedupfs.checkout.dedupe.snapshot import Taken
 from dedupfs.checkout.dedupe.state import (
     find_deduped,
