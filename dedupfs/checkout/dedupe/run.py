@@ -11,16 +11,14 @@ Source: docs/architecture.md, "Dedupe".
 import os
 import re
 import secrets
-import stat
 import time
-from collections import Counter
 from collections.abc import Container
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from dedupfs.checkout.dedupe.appearance import fits, put_usual_first
 from dedupfs.checkout.dedupe.below import opened_below, opened_directory
 from dedupfs.checkout.dedupe.forget import note_of_disk
 from dedupfs.checkout.dedupe.leftovers import remove_leftovers
@@ -47,7 +45,6 @@ from dedupfs.model import TreeEntry
 from dedupfs.namespace.checkouts import Registration, begin_checkout, open_checkout
 from dedupfs.namespace.rows import check_name
 from dedupfs.store import Store
-from dedupfs.transfer.adoption import adopted_mode
 from dedupfs.transfer.builder import object_entry
 from dedupfs.transfer.metadata import Xattrs, is_in_mount, read_xattrs
 from dedupfs.transfer.report import OnProblem, OnProgress, Problem, Problems, Progress
@@ -211,6 +208,7 @@ class _Run:
     def take(self, known: WholeFiles, notes: ModeNotes, progress: OnProgress | None) -> None:
         """Have a pack for every group that has duplicates; keep what was done before."""
         self._keep_links()
+        ignored = self._options.ignore_attributes
         groups = [group for group in self._report.found.groups if group.duplicates]
         done = Progress(bytes_total=sum(group.size for group in groups))
 
@@ -230,8 +228,8 @@ class _Run:
             on_bytes,
         )
         for group in groups:
-            if self._report.link in (Link.AUTO, Link.HARDLINK):
-                self._put_usual_first(group)
+            if self._report.link in (Link.AUTO, Link.HARDLINK) and not ignored:
+                put_usual_first(self._top_fd, group)
             done.path = group.inodes[0].paths[0]
             target = taker.take(group)
             if target is not None:
@@ -266,28 +264,16 @@ class _Run:
             key = (status.st_dev, status.st_ino)
             self._work.append((Inode(key, status, [one.path], is_pack=True), [one]))
 
-    def _put_usual_first(self, group: Group) -> None:
-        """Let the copy that stays be one that most of the files look like."""
-        if self._options.ignore_attributes:
-            return
-        looks: dict[FileKey, object] = {}
-        for inode in group.inodes:
-            with suppress(OSError), opened_below(self._top_fd, inode.paths[0]) as fd:
-                status = inode.status
-                mode = adopted_mode(status.st_mode)
-                looks[inode.key] = (mode, status.st_uid, status.st_gid, read_xattrs(fd))
-        counts = Counter(looks.values())
-        group.inodes.sort(key=lambda inode: -counts[looks.get(inode.key)])
-
     def _take_group(self, group: Group, target: Target, link: Link) -> None:
         pack = pack_path(self._store, target.pack)
+        must_fit = link is Link.HARDLINK and not self._options.ignore_attributes
         for inode in group.inodes:
             if inode.key in group.shared:
                 continue
             try:
                 with opened_below(self._top_fd, inode.paths[0]) as fd:
                     entry = self._entry(inode, read_xattrs(fd), target)
-                    if link is Link.HARDLINK and not self._fits(fd, entry, pack):
+                    if must_fit and not fits(fd, entry, pack):
                         self._problems.add(inode.paths[0], Why.ATTRIBUTES)
                         continue
             except OSError as exc:
@@ -305,18 +291,6 @@ class _Run:
         entry = object_entry(b"", status, xattrs, target.content, inode.size, target.hole_bytes)
         mode = self._half_done.get(inode.key, status.st_mode)
         return msgspec.structs.replace(entry, mode=mode, atime_ns=status.st_atime_ns)
-
-    def _fits(self, fd: int, entry: TreeEntry, pack: Path) -> bool:
-        """Whether the pack's inode can stand for this file; make it so if nobody else uses it."""
-        if os.path.samestat(os.fstat(fd), os.stat(pack)) or self._options.ignore_attributes:
-            return True
-        with pack.open("rb") as file:
-            if os.fstat(file.fileno()).st_nlink == 1:
-                dress_pack(file.fileno(), entry)
-            status = os.fstat(file.fileno())
-            shown = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
-            wanted = (adopted_mode(entry.mode), entry.uid, entry.gid)
-            return shown == wanted and read_xattrs(file.fileno()) == entry.xattrs
 
     # --- record and replace -------------------------------------------------------------------
 
@@ -409,17 +383,6 @@ class _Run:
         )
         registration.settle()
         self._report.snapshot = info.name
-
-
-def dress_pack(pack_fd: int, entry: TreeEntry) -> None:
-    """Give a pack that has no other name the attributes of the file that it will stand for."""
-    for name, _ in read_xattrs(pack_fd):
-        os.removexattr(pack_fd, name)
-    for name, value in entry.xattrs:
-        os.setxattr(pack_fd, name, value)
-    if os.fstat(pack_fd).st_gid != entry.gid:
-        os.chown(pack_fd, -1, entry.gid)
-    os.fchmod(pack_fd, adopted_mode(entry.mode))
 
 
 def default_name(directory: Path) -> str:
