@@ -14,27 +14,24 @@ from dataclasses import dataclass, field
 
 from dedupfs.errors import CorruptError, StoreFullError
 from dedupfs.format.keys import (
-    META_MAKING,
     META_PUNCH,
-    decode_count,
     decode_free,
     decode_location,
     decode_pack_row,
     encode_pack_key,
-    split_pin_key,
 )
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.maintenance.forecast import Forecast
 from dedupfs.maintenance.garbage import free_garbage
 from dedupfs.maintenance.leftovers import remove_leftovers
 from dedupfs.maintenance.release import Release
-from dedupfs.model import PackKind, RecordId, RecordKind
+from dedupfs.maintenance.tombstones import nothing_to_outdate, release_tombstones, tombstones
+from dedupfs.model import PackKind, RecordId
 from dedupfs.namespace.checkouts import drop_abandoned
 from dedupfs.namespace.room import kept_bytes
-from dedupfs.namespace.rows import TOMBSTONE_OWNER
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.compact import Sparse, compact, forget_moves, sparse_packs
-from dedupfs.store.holes import PUNCH_LOCK, Gained, has_holes, punch, unpunched_packs
+from dedupfs.store.holes import PUNCH_LOCK, Gained, has_holes, punch
 from dedupfs.store.owner import exclusive
 from dedupfs.store.space import Freed, release_dead_owners
 
@@ -233,14 +230,14 @@ class _Run:
             drop_abandoned(store)
             report.leftovers = remove_leftovers(store)
         with store.reading() as txn:
-            tombstones = _tombstones(txn)
+            needless = tombstones(txn)
             if self._progress is not None:  # every byte is freed, then punched
                 garbage_bytes = _garbage(store, txn).stored_bytes
                 self._total_bytes = 2 * garbage_bytes + _unpunched_bytes(txn).total()
         gained = Gained()
         self._take(_Sweep(self, gained), gained)
-        if tombstones and not self.is_enough() and _nothing_to_outdate(store):
-            _release_tombstones(store, tombstones)
+        if needless and not self.is_enough() and nothing_to_outdate(store):
+            release_tombstones(store, needless)
             self._take_tombstones()
         if not self.is_enough():
             self._compact()
@@ -361,47 +358,3 @@ class _Sweep:
         self._ahead_bytes += freed.stored_bytes
         self._run.tell(freed.stored_bytes)
         return self._run.has_target and self._ahead_bytes >= _FREE_AHEAD_BYTES
-
-
-# --- tombstones ------------------------------------------------------------------------------
-
-
-def _tombstones(txn: ReadTxn) -> list[tuple[RecordId, int]]:
-    """Return the pins that keep records of removed snapshots."""
-    pins = []
-    for key, row in txn.scan(Table.PINS, prefix=TOMBSTONE_OWNER):
-        owner, record_id = split_pin_key(key)
-        if owner == TOMBSTONE_OWNER:
-            pins.append((record_id, decode_count(row)))
-    return pins
-
-
-def _nothing_to_outdate(store: Store) -> bool:
-    """Whether no record of a removed snapshot can be found by a scan of the packs any more.
-
-    A tombstone tells reindex that older records of its snapshot do not count. Those had no
-    references when it was written, so once every dead snapshot record is freed, every free range of
-    a record pack is covered by a free header, and the file of every pack that goes is gone, none is
-    left.
-    """
-    with store.reading() as txn:
-        if b"" in (owner for _, owner in txn.scan(Table.META, prefix=META_MAKING)):
-            return False  # another process is at it, or died at it
-        for key, _ in txn.scan(Table.DEAD):
-            row = txn.get(Table.RECORDS, key)
-            if row is not None and decode_location(row)[0].kind is RecordKind.SNAPSHOT:
-                return False
-        for pack in unpunched_packs(txn):
-            found = txn.get(Table.PACKS, encode_pack_key(pack))
-            if found is None or decode_pack_row(found).kind is PackKind.RECORDS:
-                return False
-    return True
-
-
-def _release_tombstones(store: Store, tombstones: list[tuple[RecordId, int]]) -> None:
-    with store.transaction() as txn:
-        for record_id, count in tombstones:
-            row = txn.get(Table.PINS, TOMBSTONE_OWNER + record_id)
-            held = decode_count(row) if row is not None else 0  # another gc may have been faster
-            for _ in range(min(count, held)):
-                txn.unpin(TOMBSTONE_OWNER, record_id)

@@ -6,10 +6,8 @@ Durable always: no flag that a power cut could turn into a corrupt database is e
 
 import enum
 import errno
-import fcntl
 import importlib
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,16 +16,13 @@ from typing import Any, Self
 import lmdb
 
 from dedupfs.errors import CorruptError, StoreError, StoreFullError
+from dedupfs.store.turns import GIVE_WAY_S, Turns
 
 _MAP_BYTES = 1 << 40
 _MAP_BYTES_MIN = 1 << 30
 _READERS_MAX = 1024
 _LOCK_BYTES = (_READERS_MAX + 2) * 64
 """At least LMDB's header and its slot for each reader, a cache line each."""
-GIVE_WAY_S = 5.0
-"""Others may write without a break; long work goes on all the same, a transaction now and then."""
-_GIVE_WAY_STEP_S = 0.0005
-_GIVE_WAY_STEP_MAX_S = 0.008
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -176,7 +171,7 @@ class Database:
                 self._env.close()
                 raise
         self._records = self._handles[Table.RECORDS]
-        self._turns = _Turns(self.data_path)
+        self._turns = Turns(self.data_path)
 
     @property
     def data_path(self) -> Path:
@@ -261,50 +256,6 @@ class Database:
         is nearly always faster than who has to be woken.
         """
         return self._turns.give_way(limit_s)
-
-
-class _Turns:
-    """Who writes or waits to: each writer holds a shared flock(2) on the index's file meanwhile.
-
-    LMDB itself locks another file, and with fcntl(2). Where there is no flock, nobody gives way.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._writer = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._asker = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        with suppress(OSError):
-            fcntl.flock(self._writer, fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                fcntl.flock(self._writer, fcntl.LOCK_UN)
-
-    def give_way(self, limit_s: float) -> bool:
-        until_s = time.monotonic() + limit_s
-        pause_s = _GIVE_WAY_STEP_S
-        while True:
-            try:
-                fcntl.flock(self._asker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until_s:
-                    return False
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _GIVE_WAY_STEP_MAX_S)
-            except OSError:
-                return True
-            else:
-                fcntl.flock(self._asker, fcntl.LOCK_UN)
-                return True
-
-    def close(self) -> None:
-        for fd in (self._writer, self._asker):
-            with suppress(OSError):  # closed before
-                os.close(fd)
-        self._writer = self._asker = -1
 
 
 def _know_no_parents_environments() -> None:

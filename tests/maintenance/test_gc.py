@@ -230,7 +230,7 @@ def test_an_ephemeral_view_of_a_dead_daemon_is_removed(filled: Store) -> None:
 
 
 @pytest.mark.parametrize("calls", range(1, 9))
-@pytest.mark.parametrize("function", ["free_garbage", "punch", "_release_tombstones"])
+@pytest.mark.parametrize("function", ["free_garbage", "punch", "release_tombstones"])
 def test_an_interrupted_gc_goes_on_next_time(
     filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int
 ) -> None:
