@@ -165,13 +165,16 @@ class Database:
         with translated():
             self._env = _open_environment(path, create)
             try:
+                _keep_from_children(self.data_path)
                 self._env.reader_check()
                 self._handles = _open_tables(self._env)
-            except BaseException:
+                self._turns = Turns(self.data_path)
+            except BaseException as exc:
                 self._env.close()
+                if isinstance(exc, OSError):
+                    raise StoreError(f"cannot open {self.data_path}: {exc.strerror}") from exc
                 raise
         self._records = self._handles[Table.RECORDS]
-        self._turns = Turns(self.data_path)
 
     @property
     def data_path(self) -> Path:
@@ -322,7 +325,7 @@ def _open_environment(path: Path, create: bool) -> lmdb.Environment:
     map_bytes = _MAP_BYTES
     while True:
         try:
-            environment = lmdb.open(
+            return lmdb.open(
                 os.fsencode(path),  # which need not be text
                 map_size=map_bytes,
                 max_dbs=len(Table) + 8,
@@ -337,9 +340,6 @@ def _open_environment(path: Path, create: bool) -> lmdb.Environment:
             if not no_memory or map_bytes <= _MAP_BYTES_MIN:
                 raise
             map_bytes //= 2
-        else:
-            _keep_from_children(path / "data.mdb")
-            return environment
 
 
 def _keep_from_children(path: Path) -> None:

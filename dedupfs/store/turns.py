@@ -21,7 +21,11 @@ class Turns:
 
     def __init__(self, path: Path) -> None:
         self._writer = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._asker = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._asker = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._writer)
+            raise
 
     @contextmanager
     def taken(self) -> Iterator[None]:
