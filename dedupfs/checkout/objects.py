@@ -23,7 +23,6 @@ from dedupfs.transfer.metadata import apply_metadata, object_at
 from dedupfs.transfer.report import Problem, Problems
 
 SYMLINK, HARDLINK, REFLINK, COPY = "symlink", "hardlink", "reflink", "copy"
-MODES = (SYMLINK, HARDLINK, REFLINK, COPY)
 _FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP)
 _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX

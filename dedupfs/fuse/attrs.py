@@ -19,7 +19,6 @@ VOLATILE_S = 1.0
 FILE_IO_BYTES = 128 * 1024
 """``st_blksize`` of a file: stdio and Python's ``open`` buffer that much, and so send 32 times
 fewer requests than with a page."""
-_PAGE_BYTES = 4096
 
 
 def to_entry(attr: Attr, timeout_s: float = FOREVER_S) -> pyfuse3.EntryAttributes:
