@@ -252,14 +252,17 @@ def test_more_time_is_asked_for_as_long_as_a_daemon_gets_on_that_puts_things_awa
     listener: Listener,
 ) -> None:
     blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [10, 15]); "
-    body = "signal.sigwait([15])\n        while 10 not in signal.sigpending(): pass"
-    with supervised(blocked + body, listener) as process:
-        assert listener.hear()[0] == "READY=1"
+    body = "ready(None); signal.sigwait([15])\n        while 10 not in signal.sigpending(): pass"
+    with supervised(blocked + body, listener, WATCHDOG_USEC="600000000") as process:
+        # The last one comes from a daemon that a signal does not end any more.
+        assert [listener.hear()[0] for _ in range(3)] == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
         daemon = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         process.terminate()
         assert listener.hear()[0] == "STOPPING=1"
-        for _ in range(2):
-            assert listener.hear() == ["EXTEND_TIMEOUT_USEC=30000000"]
-        os.kill(daemon, signal.SIGUSR1)
+        try:
+            for _ in range(2):
+                assert listener.hear() == ["EXTEND_TIMEOUT_USEC=30000000"]
+        finally:
+            os.kill(daemon, signal.SIGUSR1)
         process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode == 0

@@ -47,9 +47,9 @@ def test_a_killed_daemon_is_replaced_under_open_files(service: Host) -> None:
     assert service.show("dedupfs@ckpts", "NRestarts") == "0"
 
 
-# Has a process do in ten seconds what takes one, as if it had so much more to do.
+# Has a process do in 25 seconds what takes one, as if it had so much more to do.
 SLOWLY = """
-while kill -STOP $1; do sleep 0.2; kill -CONT $1; sleep 0.02; done 2> /dev/null
+while kill -STOP $1; do sleep 0.5; kill -CONT $1; sleep 0.02; done 2> /dev/null
 true
 """
 
@@ -111,11 +111,11 @@ def test_a_stop_that_has_much_to_put_away_is_not_cut_short(
     pid = impatient("TimeoutStopSec=3s")
     host.put("/run/slowly", SLOWLY)
     daemon = host.run(f"cat /proc/{pid}/task/*/children")
-    user = "cd /data/mnt && exec 3> open && head -c 60000000 /dev/zero | tr '\\0' x >&3; echo $$;"
+    user = "cd /data/mnt && exec 3> open && head -c 60000000 /dev/urandom >&3; echo $$;"
     with host.start(f"{user} exec sleep infinity") as process:
         assert process.stdout is not None
         user = process.stdout.readline().strip()
-        host.run(f"systemctl stop --no-block dedupfs@ckpts; sh /run/slowly {daemon}")
+        host.run(f"sh /run/slowly {daemon} & systemctl stop --no-block dedupfs@ckpts; wait")
         host.until("systemctl show -P ActiveState dedupfs@ckpts | grep -v deactivating")
         assert host.show("dedupfs@ckpts", "Result") == "success"
         host.run("systemctl start dedupfs@ckpts && test $(stat -c %s /data/mnt/open) = 60000000")
