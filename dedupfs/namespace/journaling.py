@@ -149,12 +149,16 @@ def _append(
 
 
 def _declare(state: "ViewState", inode: int, fresh: list[Edit], given: set[int]) -> None:
-    """Add the places that lead from the root to ``inode``, as far as not in the journal yet."""
+    """Add the places that lead from the root to ``inode``, as far as not in the journal yet.
+
+    Not by recursion: it may lie deeper than Python's stack.
+    """
     assert state.journal is not None
-    if inode == ROOT_INODE or inode in given or inode in state.journal.declared:
-        return
-    number, slot = state.inodes.home_of(inode)
-    _declare(state, directory_inode(number), fresh, given)
-    if is_directory_inode(inode) or number << SLOT_BITS | slot != inode:
-        fresh.append(Place(inode, number, slot))
-        given.add(inode)
+    way: list[Edit] = []
+    while not (inode == ROOT_INODE or inode in given or inode in state.journal.declared):
+        number, slot = state.inodes.home_of(inode)
+        if is_directory_inode(inode) or number << SLOT_BITS | slot != inode:
+            way.append(Place(inode, number, slot))
+            given.add(inode)
+        inode = directory_inode(number)
+    fresh += reversed(way)

@@ -141,11 +141,30 @@ class ViewState:
         number, slot = self.inodes.home_of(inode)
         if number == directory_number(inode) and is_directory_inode(inode):
             raise StaleError(f"inode {inode} is its own home")
-        holder = self.directories.get(number) or self.directory(directory_inode(number))
+        holder = self.directories.get(number) or self._find_directory(number)
         entry = holder.links_entry() if slot == LINKS_SLOT else holder.by_slot(slot)
         if entry is None:
             raise StaleError(f"inode {inode} is gone")
         return holder, entry
+
+    def _find_directory(self, number: int) -> Directory:
+        """Return a directory that is not in memory, nor maybe any above it but the root.
+
+        Not by recursion: it may lie deeper than Python's stack.
+
+        Raises:
+            StaleError: nothing has this number.
+        """
+        way: dict[int, None] = {}
+        while number not in self.directories:
+            if number in way:
+                raise StaleError(f"directory {number} lies in itself")
+            way[number] = None
+            number = self.inodes.home_of(directory_inode(number))[0]
+        found = self.directories[number]
+        for below in reversed(way):
+            found = self.directory(directory_inode(below))
+        return found
 
     def child(self, parent: Directory, entry: TreeEntry) -> Directory:
         """Return the directory that ``entry`` of ``parent`` stands for."""
@@ -187,15 +206,18 @@ class ViewState:
 
     def has_links(self, directory: Directory) -> bool:
         """Whether hard-linked names may exist below (those of the last fold still count)."""
-        if directory.entry.has_links:
-            return True
-        if any(entry is not None and entry.is_link for entry in directory.changes.values()):
-            return True
-        return any(
-            self.has_links(child)
-            for child in list(self.directories.values())
-            if child.parent is directory and not child.is_links
-        )
+        children: dict[int, list[Directory]] = {}
+        for child in self.directories.values():
+            if child.parent is not None and not child.is_links:
+                children.setdefault(child.parent.number, []).append(child)
+        waiting = [directory]
+        while waiting:
+            found = waiting.pop()
+            changed = found.changes.values()
+            if found.entry.has_links or any(e is not None and e.is_link for e in changed):
+                return True
+            waiting += children.get(found.number, ())
+        return False
 
     def inode_of(self, holder: Directory, entry: TreeEntry) -> int:
         """Return the inode number of an entry, giving a directory its own when it has none."""
