@@ -1,7 +1,6 @@
 """What data people use reads snapshots, and writes views, through the interface and through fsspec.
 
-The real libraries; one that is not installed is skipped. Too heavy for here are torch and Hugging
-Face's datasets; docs/guide/training.md says what was tried by hand.
+The real libraries; one that is not installed is skipped. torch is too heavy to be installed for them.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +130,33 @@ def test_zarr_arrays_are_written_and_read(store: dedupfs.Store, data_fs: Any) ->
     data_fs.commit("z", "z")
     back = zarr.open_group("dedupfs://z", mode="r", storage_options=options(store))
     assert (back["a"][200:300] == values[200:300]).all()
+
+
+def test_a_hugging_face_data_set_is_saved_and_loaded(
+    store: dedupfs.Store, data_fs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # offline mode refuses every URL
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    datasets = pytest.importorskip("datasets")
+    rows = {"text": [f"line {number}" for number in range(1000)], "label": list(range(1000))}
+    made = datasets.Dataset.from_dict(rows)
+    writing, reading = options(store, view="data"), options(store)
+    made.save_to_disk("dedupfs://train/saved", storage_options=writing)
+    made.to_parquet("dedupfs://train/all.parquet", storage_options=writing)
+    data_fs.commit("train", "train")
+    back = datasets.load_from_disk("dedupfs://train/saved", storage_options=reading)
+    assert back.to_dict() == rows
+    given = {
+        "path": "parquet",
+        "data_files": "dedupfs://train/all.parquet",
+        "split": "train",
+        "cache_dir": str(tmp_path / "cache"),
+        "storage_options": reading,
+    }
+    assert datasets.load_dataset(**given).to_dict() == rows
+    streamed = datasets.load_dataset(**given, streaming=True)
+    assert [row["label"] for row in streamed] == rows["label"]
 
 
 def test_torch_saves_and_loads(data_fs: Any) -> None:
