@@ -207,10 +207,15 @@ class DedupfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @public
     def cp_file(self, path1: str, path2: str, **_options: Any) -> None:
-        """Copy a file, or make a directory like another; equal bytes are stored once."""
+        """Copy a file, or make a directory; no byte is read unless ``path2`` is there already."""
+        view = self._writable()
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if self.isdir(source):
+        if view.stat(source).is_dir:
             self.makedirs(target, exist_ok=True)
+            return
+        self._make_parent(view, target)
+        if not view.exists(target, follow_symlinks=False):
+            view.copy(source, target)
             return
         with self.open(source, "rb") as old, self.open(target, "wb") as new:
             shutil.copyfileobj(old, new, _COPY_BYTES)

@@ -168,6 +168,23 @@ class ViewChanges(ViewBase):
                 raise
             self._tidy()
 
+    @public
+    def copy(self, source: AnyPath, path: AnyPath, *, follow_symlinks: bool = True) -> None:
+        """Make ``path`` a copy of the file or directory ``source``; no byte is read.
+
+        It has all attributes of its source, and nothing done to one is seen in the other. Links
+        below stay links, and names of one file (hard links) become files of their own, as by
+        ``shutil.copytree``. Files that are open for writing are taken as far as they were flushed.
+
+        Raises:
+            ExistsError (FileExistsError): there is something at ``path``.
+        """
+        with self._opened.changing:
+            attr = self._at(source, follow=follow_symlinks)
+            place = self._free(path)
+            self._core.copy(attr.inode, place.parent, place.name)
+            self._tidy()
+
     # --- attributes ------------------------------------------------------------------------------
 
     @public

@@ -25,7 +25,7 @@ from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.state import ViewState
 from dedupfs.namespace.trees import directory_entry, links_id_of, put_tree, tree_id_of
 from dedupfs.store.holes import punch
-from dedupfs.store.store import Table
+from dedupfs.store.store import Table, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -227,14 +227,7 @@ class Folder:
             self._restate_nameless()
             journal.publish()
             with self._store.transaction() as txn:
-                key = self.row.name.encode()
-                stored = txn.get(Table.VIEWS, key)
-                if stored is None or decode_view_row(stored).view_id != self.row.view_id:
-                    raise UsageError(f"view {self.row.name!r} was removed")
-                if row.held_bytes >= 0:
-                    held_bytes = row.held_bytes + txn.pending_bytes
-                    row = msgspec.structs.replace(row, held_bytes=held_bytes)
-                txn.put(Table.VIEWS, key, encode_view_row(row))
+                row = self._write_row(txn, row)
                 txn.add_reference(root_id)
                 txn.drop_reference(self.row.root_id)
                 txn.release_pins(owner)
@@ -313,6 +306,32 @@ class Folder:
     def _punch(self) -> None:
         """Give back what turned out to be in the store already while it lay in a staging file."""
         punch(self._store, PUNCH_RANGES_MAX, wait=False, every_pack=False)
+
+    def _write_row(self, txn: Transaction, row: ViewRow) -> ViewRow:
+        """Put the view's row, charged for what this transaction inserts."""
+        key = row.name.encode()
+        stored = txn.get(Table.VIEWS, key)
+        if stored is None or decode_view_row(stored).view_id != row.view_id:
+            raise UsageError(f"view {row.name!r} was removed")
+        if row.held_bytes >= 0:
+            held_bytes = row.held_bytes + txn.pending_bytes
+            row = msgspec.structs.replace(row, held_bytes=held_bytes)
+        txn.put(Table.VIEWS, key, encode_view_row(row))
+        return row
+
+    def pin_new(self, record_id: RecordId) -> bool:
+        """Hold what was just put back from gc until the next fold; False: some of it was freed.
+
+        The view is charged for it, as it is for what a fold puts.
+        """
+        try:
+            with self._store.transaction() as txn:
+                row = self._write_row(txn, self.row)
+                txn.pin(view_owner_key(row.view_id), record_id)
+        except MissingRecordError:
+            return False
+        self.row = row
+        return True
 
     # --- committing ------------------------------------------------------------------------------
 

@@ -67,7 +67,12 @@ def find(parent: Directory, name: bytes) -> TreeEntry:
     return entry
 
 
-def _require_free(parent: Directory, name: bytes) -> None:
+def require_free(parent: Directory, name: bytes) -> None:
+    """Check that ``parent`` can get an entry called ``name``.
+
+    Raises:
+        ExistsError, NameTooLongError, InvalidError, NotFoundError: the name or the directory.
+    """
     if len(name) > NAME_BYTES_MAX:
         raise NameTooLongError(f"a name of {len(name)} bytes")
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
@@ -86,7 +91,7 @@ def make(
     Raises:
         ExistsError, NameTooLongError, InvalidError, NotFoundError: the name or the directory.
     """
-    _require_free(parent, fresh.name)
+    require_free(parent, fresh.name)
     slot = parent.new_slot()
     mode, gid = fresh.mode, caller.gid
     if parent.entry.mode & stat.S_ISGID:
@@ -130,7 +135,7 @@ def link(state: ViewState, inode: int, parent: Directory, name: bytes, now_ns: i
         NotPermittedError: a directory. CrossScopeError: the name would lie in another scope.
         TooManyLinksError: it has too many.
     """
-    _require_free(parent, name)
+    require_free(parent, name)
     holder, entry = state.locate(inode)
     file = state.files.get(inode)
     if file is not None:

@@ -10,7 +10,8 @@ from typing import Self
 
 from dedupfs.errors import ReadOnlyError, StoreError
 from dedupfs.format.tree import encode_view_root
-from dedupfs.model import SnapshotInfo
+from dedupfs.model import Attr, SnapshotInfo
+from dedupfs.namespace import copying
 from dedupfs.namespace.attributes import AttrChange
 from dedupfs.namespace.fold import Folder
 from dedupfs.namespace.handles import SyncPlan
@@ -214,6 +215,15 @@ class View(Requests):
         if self._first_change_s is not None and not self._is_to_be_tried_again:
             self.fold()
             run_steps(self.relief.giving_back(hurried=True))
+
+    def copy(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
+        """Make a copy of what an inode is, with all below it; no byte is read (``copying.py``)."""
+        self.quota.require_name()
+        now_ns = self._now()
+        assert self._folder is not None
+        directory = self._state.directory(new_parent)
+        entry = copying.copy(self._state, self._folder, inode, directory, new_name, now_ns)
+        return self._state.attr_of(directory, entry)
 
     def commit(
         self,

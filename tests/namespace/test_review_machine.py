@@ -2,9 +2,9 @@
 
 Method: as test_view_names.py, with more that happens between two calls: files stay open across
 everything, directories are committed as snapshots that appear in the same view, unused ones become
-clones of snapshots, other processes remove and rename these and collect garbage, and the daemon
-dies inside a fold or with the power. Everything is synced before the power goes, so nothing may be
-lost.
+clones of snapshots, anything is copied inside the view, other processes remove and rename snapshots
+and collect garbage, and the daemon dies inside a fold or with the power. Everything is synced
+before the power goes, so nothing may be lost.
 """
 
 import copy
@@ -22,6 +22,7 @@ from hypothesis.stateful import initialize, invariant, rule
 
 from dedupfs.errors import (
     CrossScopeError,
+    InvalidError,
     NamespaceError,
     NotEmptyError,
     NotPermittedError,
@@ -184,6 +185,34 @@ class CatalogMachine(NamesMachine):
         node.names, node.xattrs = copied.names, copied.xattrs
         for child in self.all_below(node):
             child.inode = 0
+
+    @rule(index=st.integers(0, 50), to=PATHS)
+    def copy_inside(self, index: int, to: Path_) -> None:
+        known = self.all_below(self.root)
+        if not known:
+            return
+        node = known[index % len(known)]
+
+        def modelled() -> Node:
+            made = self.make(to, self.separate(node))
+            above = self.parent_of(to)
+            if any(above is one for one in (node, *self.all_below(node))):
+                assert above.names is not None
+                del above.names[to[-1]]
+                raise InvalidError
+            return made
+
+        self.both(
+            modelled,
+            lambda: self.view.copy(node.inode, self.real_parent(to), to[-1]).inode,
+        )
+
+    def separate(self, node: Node) -> Node:
+        """Return a copy in which no two names are of one inode."""
+        made = Node(0, None, node.content, node.target, dict(node.xattrs))
+        if node.names is not None:
+            made.names = {name: self.separate(child) for name, child in node.names.items()}
+        return made
 
     def owned(self, snapshot: Committed) -> bool:
         root = self.view._state.root
