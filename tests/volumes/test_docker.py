@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.fuse.mountpoints import mount_at
+from tests.fuse.harness import eventually
 from tests.volumes.conftest import (
     LARGE_BYTES,
     TIMEOUT_S,
@@ -74,9 +75,15 @@ class Docker:
         (directory / "ready").unlink()
 
     def stop(self, number: int) -> None:
+        """End dockerd; its containerd goes with it.
+
+        The next dockerd would take a pid file for a containerd that runs, even if that is a zombie.
+        """
         assert self._daemon is not None
+        containerd = (self._directory / "exec" / "containerd" / "containerd.pid").read_text()
         self._daemon.send_signal(number)
         self._daemon.wait(TIMEOUT_S)
+        assert eventually(lambda: not Path("/proc", containerd).exists())
 
     def __call__(self, *words: str, code: int = 0, given: bytes = b"") -> str:
         done = subprocess.run(
@@ -167,6 +174,42 @@ def test_a_docker_that_is_started_again_among_its_containers_loses_no_volume(
     assert said == "from a\nfrom b\n"
     docker("volume", "rm", "shared")
     assert plugin.ask("List")["Volumes"] == []
+
+
+@pytest.mark.parametrize("killed", ["docker", "plugin", "docker plugin", "plugin docker"])
+def test_a_docker_or_a_plugin_that_is_killed_among_containers_loses_no_volume(
+    docker: Docker, plugin: Plugin, killed: str
+) -> None:
+    kill = {"docker": lambda: docker.stop(signal.SIGKILL), "plugin": lambda: plugin.stop(9)}
+    start = {"docker": docker.start, "plugin": plugin.start}
+    docker("volume", "create", "-d", docker.driver, "-o", "snapshot=base", "shared")
+    docker("volume", "create", "-d", docker.driver, "-o", "ephemeral=true", "scratch")
+    for name in ("first", "second", "third"):
+        docker.run_and_leave(name, "-v", "shared:/data:z", "-v", "scratch:/scratch")
+    docker("exec", "first", "/bin/sh", "-c", "echo from a | tee /data/new >/scratch/new")
+    for name in killed.split():
+        kill[name]()
+    for name in ("plugin", "docker"):  # which waits for a plugin whose socket is there
+        if name in killed.split():
+            start[name]()
+    assert docker("exec", "second", "/bin/cat", "/data/new", "/scratch/new") == "from a\n" * 2
+    assert users(plugin) == {"shared": 3, "scratch": 3}
+    docker("rm", "-f", "first")
+    docker("restart", "-t", "0", "second")
+    docker("exec", "second", "/bin/sh", "-c", "echo from b >>/data/new")
+    assert users(plugin) == {"shared": 2, "scratch": 2}
+    docker("rm", "-f", "second", "third")
+    assert users(plugin) == {"shared": 0, "scratch": 0}
+    for name in ("shared", "scratch"):
+        assert mount_at(plugin.state / "mounts" / name) is None
+    said = docker.run("-v", "shared:/d", "-v", "scratch:/s", IMAGE, "/bin/cat", "/d/new")
+    assert said == "from a\nfrom b\n"
+    docker("volume", "rm", "shared", "scratch")
+    assert plugin.ask("List")["Volumes"] == []
+
+
+def users(plugin: Plugin) -> dict[str, int]:
+    return {row["Name"]: row["Status"]["users"] for row in plugin.ask("List")["Volumes"]}
 
 
 def test_docker_is_told_why_a_volume_cannot_be(docker: Docker, plugin: Plugin) -> None:
