@@ -111,6 +111,7 @@ def test_two_chunks_of_one_id_are_both_kept(
 
     monkeypatch.setattr(store, "digest", weak)
     monkeypatch.setattr(store.reader, "_digest", weak)
+    monkeypatch.setattr(store._finder, "_digest", weak)
     data = noise(1, 5 * LARGE_BYTES)
     (source / "a").write_bytes(data)
     (source / "b").write_bytes(data + data)
