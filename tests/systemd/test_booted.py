@@ -111,14 +111,14 @@ def test_a_stop_that_has_much_to_put_away_is_not_cut_short(
     pid = impatient("TimeoutStopSec=3s")
     host.put("/run/slowly", SLOWLY)
     daemon = host.run(f"cat /proc/{pid}/task/*/children")
-    user = "cd /data/mnt && exec 3> open && head -c 60000000 /dev/urandom >&3; echo $$;"
+    user = "cd /data/mnt && exec 3> open && head -c 25000000 /dev/urandom >&3; echo $$;"
     with host.start(f"{user} exec sleep infinity") as process:
         assert process.stdout is not None
         user = process.stdout.readline().strip()
         host.run(f"sh /run/slowly {daemon} & systemctl stop --no-block dedupfs@ckpts; wait")
         host.until("systemctl show -P ActiveState dedupfs@ckpts | grep -v deactivating")
         assert host.show("dedupfs@ckpts", "Result") == "success"
-        host.run("systemctl start dedupfs@ckpts && test $(stat -c %s /data/mnt/open) = 60000000")
+        host.run("systemctl start dedupfs@ckpts && test $(stat -c %s /data/mnt/open) = 25000000")
         host.run(f"kill {user}")
 
 
