@@ -22,9 +22,9 @@ _TOKEN_BYTES = 8
 # --- locks and forks ------------------------------------------------------------------------------
 
 _opening = threading.RLock()
-"""Held while a lock's file is opened and noted, and while it is closed: a fork waits meanwhile. Else
-a child would have a lock that nobody there knows, for as long as it lives, and wait for itself when
-it wants that lock."""
+"""Held while a lock's file is opened and noted, and while it is closed: a fork waits meanwhile.
+Else a child would have a lock that nobody there knows, for as long as it lives, and wait for itself
+when it wants that lock."""
 _locks: weakref.WeakSet[File] = weakref.WeakSet()
 """Files that are open in order to be locked, in whatever thread."""
 
