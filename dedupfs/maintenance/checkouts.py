@@ -5,6 +5,7 @@ docs/format.md, "Checkouts".
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.errors import CorruptError, DedupfsError, MissingRecordError
@@ -30,6 +31,8 @@ from dedupfs.namespace.checkouts import (
     read_checkouts,
     restore_pins,
 )
+from dedupfs.namespace.directory import CATALOG_SLOTS_START
+from dedupfs.namespace.snapshots import SEQUENCE_COUNTER
 from dedupfs.store import Store, Table
 from dedupfs.store.inventory import open_pack
 
@@ -60,13 +63,31 @@ def restore_checkouts(store: Store) -> RestoredCheckouts:
         restored.numbers.append(manifest.number)
     restored.lost += [f"checkout {found.number}: {found.why}" for found in damaged]
     numbers = [*restored.numbers, *(found.number for found in damaged)]
-    key = META_COUNTER + CHECKOUT_COUNTER.encode()
-    if numbers:
-        with store.transaction() as txn:
-            row = txn.get(Table.META, key)
-            known = decode_count(row) if row is not None else 0
-            txn.put(Table.META, key, encode_count(max(known, *numbers)))
+    _raise_counter(store, CHECKOUT_COUNTER, max(numbers, default=0))
+    _raise_counter(store, SEQUENCE_COUNTER, max(_sequences_in(manifests), default=0))
     return restored
+
+
+def _sequences_in(manifests: Iterable[Manifest]) -> Iterator[int]:
+    """Yield the sequence numbers of the snapshots that manifests say their directories show.
+
+    Of one that was removed nothing else may be left; a new one that got its number would be taken
+    for it, and removed by the next dedupe of that directory.
+    """
+    for manifest in manifests:
+        for shown in (manifest.now, manifest.next):
+            if shown is not None and shown.sequence < CATALOG_SLOTS_START:
+                yield shown.sequence
+
+
+def _raise_counter(store: Store, name: str, number: int) -> None:
+    """Let no number up to this one be given again."""
+    key = META_COUNTER + name.encode()
+    with store.transaction() as txn:
+        row = txn.get(Table.META, key)
+        known = decode_count(row) if row is not None else 0
+        if number > known:
+            txn.put(Table.META, key, encode_count(number))
 
 
 def _keep_without_table(store: Store, held: HeldPack) -> bool:

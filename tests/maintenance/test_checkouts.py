@@ -121,6 +121,24 @@ def test_pins_come_back_from_the_manifest_when_the_index_is_lost(
     sound(path)
 
 
+def test_a_snapshot_made_later_does_not_get_the_number_of_one_that_a_checkout_knows(
+    path: Path,
+) -> None:
+    """That one is removed and forgotten: a dedupe would take the later one for its own."""
+    with Store.open(path) as store:
+        catalog = SnapshotCatalog(store)
+        last = catalog.clone("one", "last")
+        registration, _pack = make(store, last)
+        registration.close()
+        catalog.remove(["last"])
+        collect(store)
+    lose_index(path)
+    assert reindex(path).ok
+    with Store.open(path) as store:
+        assert SnapshotCatalog(store).clone("one", "last").sequence > last.sequence
+    sound(path)
+
+
 def test_what_a_dead_maker_held_is_dropped_by_gc_and_a_live_one_keeps_it(path: Path) -> None:
     with Store.open(path) as store:
         info = SnapshotCatalog(store).get("one")
