@@ -21,6 +21,7 @@ from dedupfs.api.snapshot import Snapshot
 from dedupfs.api.store import Store
 from dedupfs.errors import (
     ExistsError,
+    InvalidError,
     NotEmptyError,
     ReadOnlyError,
     UsageError,
@@ -217,6 +218,8 @@ class DedupfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if not view.exists(target, follow_symlinks=False):
             view.copy(source, target)
             return
+        if view._is_same(source, target):
+            raise InvalidError(f"{source!r} and {target!r} are the same file")
         with self.open(source, "rb") as old, self.open(target, "wb") as new:
             shutil.copyfileobj(old, new, _COPY_BYTES)
 

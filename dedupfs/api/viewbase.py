@@ -149,6 +149,12 @@ class ViewBase(Tree):
             raise NotFoundError(f"no {shown_path(path)!r}")
         return found
 
+    def _is_same(self, path: AnyPath, other: AnyPath) -> bool:
+        """Whether both lead to one file, links followed; ``other`` may be missing."""
+        with self._opened.changing:
+            found = self._find(other, follow=True).attr
+            return found is not None and found.inode == self._at(path, follow=True).inode
+
     def _find(self, path: AnyPath, *, follow: bool) -> Place:
         return find_place(self._core, path, follow=follow)
 

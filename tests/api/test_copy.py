@@ -272,3 +272,20 @@ def test_fsspec_copies_inside_a_view_without_reading(store: dedupfs.Store) -> No
     assert fs.cat("copied/big") == fs.cat("new/big") == BIG
     assert fs.cat("copied/sub/small") == fs.cat("there") == fs.cat("e/small") == b"small"
     fs.close()
+
+
+def test_fsspec_copies_no_file_onto_itself(store: dedupfs.Store) -> None:
+    """To empty the target first would lose it; to do nothing would lose it in ``mv``."""
+    fs = file_system(store, view="data")
+    fs.pipe("d/file", b"bytes")
+    fs._view.symlink("d/file", "link")
+    fs._view.link("d/file", "name")
+    for target in ("d/file", "link", "name"):
+        with pytest.raises(OSError, match="same file"):
+            fs.copy("d/file", target)
+        with pytest.raises(OSError, match="same file"):
+            fs.copy(target, "d/file")
+    with pytest.raises(OSError, match="same file"):
+        fs.mv("d/file", "link")
+    assert fs.cat("d/file") == fs.cat("link") == fs.cat("name") == b"bytes"
+    fs.close()
