@@ -281,7 +281,8 @@ def mounts_below(directory: Path) -> list[tuple[str, str]]:
     The table is read and nothing below is touched: a mount whose daemon hangs must not hang this.
     """
     found = []
-    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
+    # Not by splitlines: names may have what that takes for the end of a line.
+    for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).split("\n")[:-1]:
         _source, escaped, fs_type, *_rest = line.split(" ")
         # proc(5): space, tab, newline and backslash are written as octal escapes.
         mount_point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)

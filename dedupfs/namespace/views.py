@@ -169,10 +169,11 @@ def remove_numbered_view(store: Store, name: str, view_id: int, *, only_unused: 
     Raises:
         StoreBusyError: somebody has it open.
     """
-    if not os.path.lexists(view_directory(store.path, name)):
-        row = find_view(store, name)
-        if row is None or row.view_id != view_id:
-            return True
+    row = find_view(store, name)
+    if row is None and not os.path.lexists(view_directory(store.path, name)):
+        return True
+    if row is not None and row.view_id != view_id:  # whoever has that one open
+        return True
     lock = lock_view(store.disk, store.path, name, "")
     try:
         row = find_view(store, name)

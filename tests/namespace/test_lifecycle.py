@@ -77,6 +77,17 @@ def test_a_view_is_made_with_the_number_that_was_reserved_for_it_or_not_at_all(
     assert_sound(store)
 
 
+def test_a_view_that_another_one_has_followed_is_gone_whoever_has_that_open(store: Store) -> None:
+    number = reserve_number(store)
+    make_numbered(store, "job", "", number, None)
+    remove_view(store, "job")
+    theirs = View.bring_back(store, "job")
+    assert remove_numbered_view(store, "job", number, only_unused=False)
+    theirs.mkdir(1, b"d", 0o755, CALLER)
+    theirs.close()
+    assert_sound(store)
+
+
 def test_a_view_has_one_owner_who_is_named(tmp_path: Path) -> None:
     with make_small_store(tmp_path / "store") as store:
         view = View.bring_back(store, mountpoint="/mnt/here")

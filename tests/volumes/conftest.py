@@ -150,15 +150,6 @@ def image_of_busybox(directory: Path) -> bytes:
     ).stdout
 
 
-def detach_all_below(directory: Path) -> None:
-    """Take all mounts of whatever kind out of a directory, innermost first."""
-    table = os.fsdecode(Path("/proc/self/mounts").read_bytes())
-    for line in reversed(table.splitlines()):
-        point = line.split(" ")[1]
-        if Path(point).is_relative_to(directory):
-            detach(point)
-
-
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Plugin]:
     """A running plugin for a store with the snapshot ``base``; in the end the store is checked."""

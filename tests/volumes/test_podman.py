@@ -20,13 +20,8 @@ from pathlib import Path
 import pytest
 
 from dedupfs.fuse.mountpoints import mount_at
-from tests.volumes.conftest import (
-    LARGE_BYTES,
-    TIMEOUT_S,
-    Plugin,
-    detach_all_below,
-    image_of_busybox,
-)
+from tests.conftest import detach_all_below
+from tests.volumes.conftest import LARGE_BYTES, TIMEOUT_S, Plugin, image_of_busybox
 
 pytestmark = [
     pytest.mark.fuse,
