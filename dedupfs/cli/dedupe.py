@@ -179,7 +179,7 @@ def _finish(report: "DedupeReport", as_json: bool) -> None:
     )
     if report.other_times:
         output.note(
-            f"{output.count_text(report.other_times, 'hard link')} show the time of the copy that "
+            f"{output.count_text(report.other_times, 'hard link')} with the time of the copy that "
             "stays; --undo gives each its own back"
         )
 
