@@ -122,8 +122,19 @@ class Orphan(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
     entry: TreeEntry | None = None
 
 
+class Cut(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """The staging file of ``inode`` is about to be cut short to ``size`` bytes.
+
+    Durable before that, unlike ``Truncate``, which says behind it that it was done: where no edit
+    of the inode's bytes follows it may not have been, and replay does it.
+    """
+
+    inode: int
+    size: int
+
+
 NameEdit = Place | Put | Remove | Attributes | Orphan
-Edit = NameEdit | Write | Stage | Dirty | Truncate | Adopt
+Edit = NameEdit | Write | Stage | Dirty | Truncate | Adopt | Cut
 
 
 class Edits(msgspec.Struct, frozen=True, array_like=True):

@@ -242,6 +242,8 @@ class Folder:
         state.names.renew()
         self.row = row
         state.held = {inode for inode, file in state.files.items() if file.orphan}
+        for file in carried:
+            file.carried()
         self._clean_up(old_journal.remove)
 
     def _restate_nameless(self) -> None:

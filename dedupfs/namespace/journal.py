@@ -106,10 +106,18 @@ class Journal:
         self._disk.fsync_dir(path.parent)
 
     @classmethod
-    def reopen(cls, disk: Disk, path: Path, size: int, generation: int) -> "Journal":
-        """Open a journal whose valid part is ``size`` bytes long; a torn tail is cut off."""
+    def reopen(
+        cls, disk: Disk, path: Path, size: int, generation: int, *, torn: bool = False
+    ) -> "Journal":
+        """Open a journal whose valid part is ``size`` bytes long; what is behind is cut off.
+
+        ``torn``: that is not zeros alone. Then durably: a record that takes the place of a torn one
+        may be as long, and a power cut could bring back what came behind.
+        """
         file = disk.open(path, write=True)
         disk.truncate(file, size)
+        if torn:
+            disk.fdatasync(file)
         return cls(disk, path, file, size, generation)
 
     @property

@@ -279,7 +279,8 @@ def _revive(store: Store, row: ViewRow, lock: ViewLock, ledger: Ledger | None = 
     replay = _replay(state, directory, ledger)
     valid_bytes = replay.run(data)
     path = journal_path(directory, row.generation)
-    state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation)
+    torn = any(data[valid_bytes:])
+    state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation, torn=torn)
     _delete_strays(state, directory)
     return Opened(state, row, lock, ledger=ledger or Ledger(), did_request=replay.did_request)
 

@@ -65,6 +65,8 @@ class OpenFile:
         self._new = False
         self._journaled_stop = 0
         self.detached: list[Staging] = []
+        self.untold: list[Edit] = []
+        """What the journal has to be told before any other edit of the bytes: how it was cut."""
         self.lost = False
         """A power cut took the staging file that the journal names."""
         self._before: _Changed | None = None
@@ -189,6 +191,7 @@ class OpenFile:
             self._recipe = Recipe()
         self.staging = staging
         self.lost = False
+        self.untold = []
         self.dirty = Ranges()
         self.dirty.add(self.recipe.size, _WITHOUT_END)
         self._journaled_stop = journaled_bytes
@@ -238,6 +241,11 @@ class OpenFile:
         if self.staging is not None:
             self.staging.touch(self.mtime_ns)
             self.staging.sync()
+
+    def carried(self) -> None:
+        """A new journal counts, which does not repeat bytes: ``restated`` is all that it says."""
+        self._journaled_stop = 0
+        self.untold = []
 
     def adopted_ids(self) -> list[RecordId]:
         """Return the chunks that a new file has adopted, which no tree refers to yet."""
@@ -322,5 +330,6 @@ class OpenFile:
         """The chunks are durable: return the staging files that are no longer needed."""
         self._before = None
         self.lost = False
+        self.untold = []
         detached, self.detached = self.detached, []
         return detached

@@ -16,6 +16,7 @@ from dedupfs.errors import MissingRecordError, NamespaceError, StaleError
 from dedupfs.format.journal import (
     Adopt,
     Attributes,
+    Cut,
     Dirty,
     Edit,
     Orphan,
@@ -36,6 +37,7 @@ from dedupfs.namespace.openfile import OpenFile
 from dedupfs.namespace.settle import settle
 from dedupfs.namespace.staging import Staging, staging_path
 from dedupfs.namespace.state import ViewState
+from dedupfs.namespace.writing import clip, cut
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ class _Staged:
     times_told: bool
     """Whether the journal tells all of its times."""
     writes: list[tuple[int, bytes]] = field(default_factory=list)
+    cut: int | None = None
+    """To which size it may still have to be cut short: that was the last edit of the bytes."""
 
     def clip(self, size: int) -> None:
         """Forget journaled bytes beyond ``size``."""
@@ -190,8 +194,11 @@ class Replay:
     def _apply_bytes(
         self,
         file: OpenFile,
-        edit: Write | Stage | Dirty | Truncate | Adopt,
+        edit: Write | Stage | Dirty | Truncate | Adopt | Cut,
     ) -> None:
+        staged = self._staged.get(file.inode)
+        if staged is not None and not isinstance(edit, Stage):
+            staged.cut = edit.size if isinstance(edit, Cut) else None
         if isinstance(edit, Stage):
             self._stage(file, edit)
         elif file.inode in self._lost:
@@ -202,8 +209,7 @@ class Replay:
             if file.buffer is None and file.staging is None:
                 file.become_buffered(min(edit.size, file.size))
             file.apply_truncate(edit.size)
-            if file.staging is not None:
-                staged = self._staged[file.inode]
+            if staged is not None:
                 file.size = max(file.recipe.size, staged.size)
                 staged.clip(min(edit.size, file.size))  # or it would grow when they are written
         elif file.staging is not None and isinstance(edit, Dirty):
@@ -254,8 +260,11 @@ class Replay:
         """Give the staging file what the journal has of it."""
         assert file.staging is not None
         self._take_time(file)
-        for start, data in self._staged.pop(file.inode).writes:
+        staged = self._staged.pop(file.inode)
+        for start, data in staged.writes:
             file.staging.write(start, data, file.mtime_ns)
+        if staged.cut is not None:
+            cut(file, staged.cut, clip(file, staged.cut, file.mtime_ns), file.mtime_ns)
         file.staging.touch(file.mtime_ns)
 
     def _take_time(self, file: OpenFile) -> None:
@@ -264,6 +273,13 @@ class Replay:
         staged = self._staged[file.inode]
         if not staged.times_told and file.staging.mtime_ns > staged.told_ns:
             file.changed(file.staging.mtime_ns)
+
+    def _take_cut(self, file: OpenFile) -> None:
+        """Take over that a file was cut short: it was before it became a pack."""
+        size = self._staged[file.inode].cut
+        if size is not None and file.staging is not None:
+            file.apply_truncate(size)
+            file.size = max(size, file.staging.size)
 
     def _settle(self, file: OpenFile) -> None:
         for _ in range(ATTEMPTS):
@@ -308,6 +324,7 @@ class Replay:
             elif file.staging is not None:
                 if self._is_pack(file.staging):
                     self._take_time(file)
+                    self._take_cut(file)
                     self._settle(file)  # nothing may be written to it any more
                 else:
                     self._write_staged(file)

@@ -354,6 +354,10 @@ class ViewState:
     def new_staging(self) -> Staging:
         """Make a new staging file in the view's directory."""
         assert self.path is not None
+        if not (self.names.is_synced(1) or self.names.failed):
+            # A number that a daemon before this one gave up may be given again, and a power cut
+            # must not bring back the file that had it.
+            self.names.sync(self.names.changes)
         number = self.next_staging
         self.next_staging += 1
         staging = Staging(self.store.disk, self.path, number)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from dedupfs.errors import StoreError, TooLargeError
-from dedupfs.format.journal import Adopt, Edit, Stage, Truncate, Write
+from dedupfs.format.journal import Adopt, Cut, Edit, Stage, Truncate, Write
 from dedupfs.format.tree import encode_extents
 from dedupfs.model import FILE_BYTES_MAX, HOLE, Extent
 from dedupfs.namespace.journaling import append_file
@@ -71,6 +71,8 @@ def _make_writable(state: ViewState, file: OpenFile, size: int, now_ns: int, *, 
     must follow: to the next replay, edits without one would speak of the older.
     """
     if file.staging is not None:
+        if file.untold:
+            tell(state, file, now_ns)
         return
     must_stage = size > file.buffer_bytes_max or file.lost or bool(file.detached)
     if file.buffer is None:
@@ -111,7 +113,8 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
 
     Raises:
         TooLargeError: beyond the largest file. StoreFullError, StoreError: nothing changed, unless
-            the journal alone refused: what a staging file had is cut off all the same.
+            the journal alone refused: what a staging file had is cut off all the same, and the
+            next change, or fsync, tells of it.
     """
     if size > FILE_BYTES_MAX:
         raise TooLargeError(f"a file cannot have {size} bytes")
@@ -120,27 +123,71 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
     _make_writable(state, file, size, now_ns, keep=min(size, file.size))
     if file.staging is None:
         append_file(state, file.inode, [Truncate(file.inode, size)], now_ns)
+        file.apply_truncate(size)
+    elif size < file.journaled_stop:
+        _cut_settled(state, file, size, now_ns)
     else:
-        cuts_settled = size < file.journaled_stop
-        if cuts_settled:  # first what may be refused; where nothing is dirty, nobody reads it yet
-            start, data = _clipped_bytes(file, size)
-            file.staging.write(start, data, now_ns)
         file.staging.truncate(size, now_ns)
-        if cuts_settled:
-            with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
-                # or a power cut could bring back the length without the bytes
-                file.staging.sync()
-            try:
-                append_file(state, file.inode, [Truncate(file.inode, size)], now_ns)
-            except StoreError:
-                _take_truncate(file, size, now_ns)  # the staging file is shorter all the same
-                raise
-    _take_truncate(file, size, now_ns)
-
-
-def _take_truncate(file: OpenFile, size: int, now_ns: int) -> None:
-    file.apply_truncate(size)
+        file.apply_truncate(size)
     file.changed(now_ns)
+
+
+def _cut_settled(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
+    """Cut off settled or journaled bytes.
+
+    Where others go with them that are in the staging file alone, the journal announces it durably:
+    or a power cut behind the cut would bring back what the journal has, with zeros in between.
+    """
+    clipped = clip(file, size, now_ns)  # first what may be refused
+    if file.size > file.journaled_stop or file.dirty.within(size, file.recipe.size):
+        append_file(state, file.inode, [Cut(file.inode, size)], now_ns)
+        file.untold = [Truncate(file.inode, file.size)]  # it is taken back, until it is done
+        try:
+            state.sync_journal()
+        except StoreError:
+            with suppress(StoreError):
+                tell(state, file, now_ns)
+            raise
+    cut(file, size, clipped, now_ns)
+    file.changed(now_ns)
+    tell(state, file, now_ns)
+
+
+def clip(file: OpenFile, size: int, mtime_ns: int) -> tuple[int, bytes]:
+    """Put what is left of a settled chunk that ``size`` lies in into the staging file.
+
+    Returns where that is, and the bytes. Nobody reads them there yet, or they are there already.
+    """
+    assert file.staging is not None
+    start, data = _clipped_bytes(file, size)
+    if data:
+        file.staging.write(start, data, mtime_ns)
+    return start, data
+
+
+def cut(file: OpenFile, size: int, clipped: tuple[int, bytes], mtime_ns: int) -> None:
+    """Cut a staged file below what is settled or journaled; ``tell`` says then that it is done."""
+    assert file.staging is not None
+    start, data = clipped
+    file.staging.truncate(size, mtime_ns)
+    with suppress(StoreError):  # fsync will tell; until then SIGKILL is what counts
+        file.staging.sync()  # or a power cut could bring back the length without the bytes
+    file.apply_truncate(size)
+    file.untold = [Truncate(file.inode, size)]
+    if data:  # the chunk is not the file's any more, and the staging file may be cut again
+        file.untold.append(Write(file.inode, start, data))
+        file.note_journaled(start, size)
+
+
+def tell(state: ViewState, file: OpenFile, now_ns: int) -> None:
+    """Let the journal say what it must say before any other edit of the file's bytes.
+
+    Raises:
+        StoreFullError, StoreError: it does not; the next change, or fsync, tries again.
+    """
+    if file.untold:
+        append_file(state, file.inode, file.untold, now_ns)
+        file.untold = []
 
 
 def _clipped_bytes(file: OpenFile, size: int) -> tuple[int, bytes]:
@@ -187,6 +234,7 @@ def _hold(state: ViewState, extents: Sequence[Extent]) -> bool:
 
 def adopt_before_sync(state: ViewState, file: OpenFile) -> None:
     """Adopt what was found, if it is much: a sync need not write it to the disk then."""
+    tell(state, file, 0 if state.kernel_keeps_times else file.mtime_ns)
     if file.cutter is None or not file.cutter.finds_much():
         return
     with suppress(StoreError):  # the staging file has it all the same

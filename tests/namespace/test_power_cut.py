@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -352,7 +353,7 @@ def test_a_file_that_was_cut_short_before_the_journal_said_so_keeps_the_size_tha
     machine.view.write(handle, SMALL_BYTES, noise("second", LARGE_BYTES))
     machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=5))
     machine.sync(handle)
-    machine.disk.crash_at = machine.disk.calls + 4
+    machine.disk.crash_at = machine.disk.calls + 3
     with pytest.raises(Crashed):
         machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=2))
     assert [line.split()[1] for line in machine.disk.log[-2:]] == ["fsync", "write"]
@@ -362,4 +363,125 @@ def test_a_file_that_was_cut_short_before_the_journal_said_so_keeps_the_size_tha
     for _ in range(2):
         machine.die()
         assert machine.read(b"file") == expected
+    machine.end()
+
+
+def open_settled(machine: Machine) -> int:
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("settled", LARGE_BYTES))
+    machine.view.release(handle)
+    machine.view.fold()
+    return machine.view.open(machine.view.lookup(1, b"file").inode, os.O_RDWR)
+
+
+def carry(machine: Machine) -> int:
+    """Settled bytes that were replaced, in a staging file that a fold has carried over."""
+    handle = open_settled(machine)
+    machine.view.write(handle, 0, noise("replaced", LARGE_BYTES - 100))
+    fold_and_carry(machine)
+    return handle
+
+
+def carry_a_new_one(machine: Machine) -> int:
+    """A new file that began small, carried over; and its begin was replaced since."""
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("small", SMALL_BYTES))
+    machine.view.write(handle, SMALL_BYTES, noise("large", LARGE_BYTES))
+    fold_and_carry(machine)
+    machine.view.write(handle, 100, noise("replaced", SMALL_BYTES))
+    return handle
+
+
+def clip(machine: Machine) -> int:
+    """A settled file that was cut inside of a chunk, and written over that end."""
+    handle = open_settled(machine)
+    machine.view.write(handle, 0, b"staged")
+    size = LARGE_BYTES - 50
+    machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=size))
+    machine.view.write(handle, size - 5, noise("over the end", 500))
+    return handle
+
+
+def grow(machine: Machine) -> int:
+    """A small file that grew: its begin is in the journal, the rest in the staging file alone."""
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, noise("small", SMALL_BYTES))
+    machine.view.write(handle, SMALL_BYTES, noise("large", LARGE_BYTES))
+    return handle
+
+
+def fold_and_carry(machine: Machine) -> None:
+    machine.view.prepare_fold().run()
+    machine.view.fold()
+    (file,) = machine.view._state.files.values()
+    assert file.staging is not None, "it was settled"
+
+
+@pytest.mark.parametrize("size", [0, 77, LARGE_BYTES - 120, LARGE_BYTES - 60])
+@pytest.mark.parametrize("make", [carry, carry_a_new_one, clip, grow])
+def test_a_file_is_cut_short_as_a_whole_or_not_at_all(
+    tmp_path: Path, make: Callable[[Machine], int], size: int
+) -> None:
+    """The power goes at each call of the disk during a truncate, and once more after that."""
+    before, after, seen = b"", b"", set()
+    number, was_cut = 0, True
+    while was_cut:
+        number += 1
+        machine = Machine(tmp_path / str(number))
+        handle = make(machine)
+        machine.sync(handle)
+        before = machine.read(b"file")
+        after = before[:size]
+        machine.disk.crash_at = machine.disk.calls + number
+        with suppress(Crashed):
+            machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=size))
+            machine.sync(handle)
+            was_cut = False
+            assert machine.read(b"file") == after
+        machine.cut_the_power()
+        found = machine.read(b"file")
+        assert found in (before, after), f"call {number}"
+        seen.add(found)
+        handle = machine.view.open(machine.view.lookup(1, b"file").inode, os.O_RDWR)
+        machine.view.write(handle, len(found) + 10, b"behind")
+        machine.sync(handle)
+        machine.cut_the_power()
+        assert machine.read(b"file") == found + bytes(10) + b"behind", f"call {number}"
+        machine.end()
+    assert seen == {before, after}
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(5000), b"what came behind it"])
+def test_what_lies_behind_a_torn_record_is_cut_off_durably(machine: Machine, behind: bytes) -> None:
+    """A new record of the torn one's length, and a power cut, could bring back what came behind."""
+    handle = machine.create(b"file")
+    machine.view.write(handle, 0, b"bytes")
+    journal = machine.view._state.journal
+    assert journal is not None
+    machine._stop()
+    with journal.path.open("ab") as file:
+        file.write(behind)
+    machine.start()
+    calls = [line.split()[1] for line in machine.disk.log if journal.path.name in line]
+    assert calls == ["truncate", "fdatasync"] if any(behind) else ["truncate"]
+    assert machine.read(b"file") == b"bytes"
+    machine.end()
+
+
+@pytest.mark.allow_log(STORY_OF_A_LOSS)
+def test_a_deleted_staging_file_does_not_come_back_for_a_later_file_of_its_number(
+    machine: Machine,
+) -> None:
+    """The journal is synced without the names, as when chunks of a large file are adopted."""
+    handle = machine.create(b"settled")
+    machine.view.write(handle, 0, noise("settled", LARGE_BYTES))
+    machine.sync(handle)
+    machine.view.release(handle)
+    machine.view.fold()
+    machine.die()
+    handle = machine.create(b"later")
+    machine.view.write(handle, 0, noise("later", LARGE_BYTES))
+    machine.view._state.sync_journal()
+    machine.cut_the_power()
+    assert machine.read(b"later") in (b"", noise("later", LARGE_BYTES))
     machine.end()
