@@ -333,6 +333,7 @@ class Folder:
         except MissingRecordError:
             return False
         self.row = row
+        self._state.held.add(0)
         return True
 
     # --- committing ------------------------------------------------------------------------------

@@ -90,9 +90,10 @@ class ViewState:
         self.directories: dict[int, Directory] = {ROOT_NUMBER: self.root}
         self.edit_count = 0
         self.owned: set[int] = set()
-        """Directories that are known not to be a snapshot's any more (see ``materialize``)."""
+        """Directories that are known not to be a snapshot's any more (journaling.py)."""
         self.held: set[int] = set()
-        """Open files without a name whose chunks the last fold pinned; 0: those of dead handles."""
+        """Open files without a name whose chunks the last fold pinned; 0: those of dead handles,
+        and what was pinned since, to which nothing refers if a full disk refused the rest."""
         self.obsolete: list[Staging] = []
         """Staging files that only the present journal still speaks of: deleted by the next fold,
         since a power cut may take back the journal's last records."""
@@ -398,4 +399,5 @@ class ViewState:
                     txn.pin(view_owner_key(self.view_id), record_id)
         except MissingRecordError:
             return False
+        self.held.add(0)
         return True

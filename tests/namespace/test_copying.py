@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from dedupfs.errors import QuotaError, ReadOnlyError
+from dedupfs.errors import QuotaError, ReadOnlyError, StoreFullError
+from dedupfs.format.keys import split_pin_key
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
+from dedupfs.model import RecordId, RecordKind
 from dedupfs.namespace.inodes import ROOT_INODE
 from dedupfs.namespace.quota import view_held_bytes
+from dedupfs.namespace.rows import view_owner_key
 from dedupfs.namespace.view import Caller, View
-from dedupfs.store.store import Store
+from dedupfs.store.store import Store, Table
 from tests.conftest import Scale
 from tests.fakes import Crashed, FaultyDisk
 from tests.namespace.conftest import assert_sound, make_small_store
@@ -139,6 +142,59 @@ def assert_copied(found: dict[str, tuple[object, ...]], *, is_due: bool) -> None
         "sub/open": STAGED,
     }
     assert found["large"][2] == found["sub/again"][2] == {"user.x": "value"}
+
+
+@pytest.mark.allow_log("left for the next mount")  # of a fold that was committed
+@pytest.mark.parametrize("is_snapshot", [False, True])
+def test_a_copy_that_a_full_disk_refuses_holds_nothing_back_and_can_be_made_later(
+    memory_path: Path, is_snapshot: bool
+) -> None:
+    fail_at, refusals, is_over = 0, 0, False
+    while not is_over:
+        fail_at += 1
+        path = memory_path / str(fail_at)
+        make_small_store(path).close()
+        disk = FaultyDisk()
+        store = Store.open(path, disk=disk)
+        view = View.bring_back(store)
+        source = begin(view)
+        if is_snapshot:
+            view.commit("one", path=b"from")
+            source = view.lookup(ROOT_INODE, b"one").inode
+        disk.fault = StoreFullError
+        disk.fail_at = frozenset({disk.calls + fail_at})
+        refused = not copied(view, source)
+        is_over = disk.calls < min(disk.fail_at)
+        disk.fail_at = frozenset()
+        if refused:
+            refusals += 1
+            assert not below(view, "to")
+            view.fold()
+            assert not trees_held(store, view)
+            assert copied(view, source)
+        assert_copied(below(view, "to"), is_due=True)
+        view.close()
+        assert not trees_held(store, view)
+        assert_sound(store)
+        store.close()
+        shutil.rmtree(path)
+    assert refusals > 2
+
+
+def copied(view: View, source: int) -> bool:
+    try:
+        view.copy(source, ROOT_INODE, b"to")
+    except StoreFullError:
+        return False
+    return True
+
+
+def trees_held(store: Store, view: View) -> list[RecordId]:
+    assert view._state.view_id is not None
+    with store.reading() as txn:
+        pins = txn.scan(Table.PINS, view_owner_key(view._state.view_id))
+        ids = [split_pin_key(key)[1] for key, _ in pins]
+    return [one for one in ids if store.locate(one).kind is RecordKind.TREE]
 
 
 def test_a_copy_is_charged_to_its_view_for_what_it_adds_alone(store: Store) -> None:
