@@ -202,12 +202,14 @@ def decode_edits(journal: bytes, journal_offset: int) -> tuple[Edits, int]:
     """Decode the record at ``journal_offset`` and return it with the offset of the next one.
 
     Raises:
-        TornRecordError: a crash cut the append short.
-        CorruptError: the checksum or the format is wrong.
+        TornRecordError: a crash cut the append short. CorruptError: the checksum is wrong.
+        FormatVersionError: it is not, and yet these are no edits that this dedupfs knows.
     """
     body = _body(journal, journal_offset)
     try:
         edits = _edits_decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        raise CorruptError(f"not a journal record at {journal_offset=}: {exc}") from exc
+        raise FormatVersionError(
+            f"a journal record at {journal_offset=} that a newer dedupfs wrote: {exc}"
+        ) from exc
     return edits, journal_offset + FRAME_BYTES + len(body)

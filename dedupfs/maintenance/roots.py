@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from dedupfs.errors import DedupfsError, StoreError, UsageError
+from dedupfs.errors import DedupfsError, FormatVersionError, StoreError, UsageError
 from dedupfs.format.journal import (
     MAGIC,
     VERSION,
@@ -214,7 +214,10 @@ class RootFinder:
             if root is None or root.name != name or header.name != name:
                 why = f"{path}: its root {header.root_id.hex()} is lost"
                 continue
-            edits = [edit for record, _ in records for edit in record.edits]
+            try:
+                edits = [edit for record, _ in records for edit in record.edits]
+            except FormatVersionError as exc:
+                raise FormatVersionError(f"{path}: {exc}") from exc
             self._add_view(name, root, header.root_id, header.generation, edits)
             return
         self._restore_without_journal(name, directory, roots, why)

@@ -193,7 +193,8 @@ def read_journal(data: bytes) -> tuple[JournalHeader, int, Iterator[tuple[Edits,
     cut may leave any of the last blocks unwritten.
 
     Raises:
-        CorruptError, TornRecordError, FormatVersionError: the header.
+        CorruptError, TornRecordError, FormatVersionError: the header; the last also a record that
+            is whole, but not of this version.
     """
     header, start = decode_header(data)
 

@@ -15,6 +15,7 @@ import msgspec
 from dedupfs.errors import (
     CorruptError,
     ExistsError,
+    FormatVersionError,
     StoreError,
     TornRecordError,
     UsageError,
@@ -277,8 +278,11 @@ def _revive(store: Store, row: ViewRow, lock: ViewLock, ledger: Ledger | None = 
             state.held.add(0)
     state.next_staging = _sweep(store, directory, row.generation)
     replay = _replay(state, directory, ledger)
-    valid_bytes = replay.run(data)
     path = journal_path(directory, row.generation)
+    try:
+        valid_bytes = replay.run(data)
+    except FormatVersionError as exc:
+        raise FormatVersionError(f"{path}: {exc}") from exc
     torn = any(data[valid_bytes:])
     state.journal = Journal.reopen(store.disk, path, valid_bytes, row.generation, torn=torn)
     _delete_strays(state, directory)

@@ -9,9 +9,18 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from dedupfs.errors import CorruptError, ExistsError, StoreBusyError, StoreError, UsageError
+from dedupfs.errors import (
+    CorruptError,
+    ExistsError,
+    FormatVersionError,
+    StoreBusyError,
+    StoreError,
+    UsageError,
+)
+from dedupfs.format.journal import _frame
 from dedupfs.namespace.lifecycle import make_numbered, reserve_number
 from dedupfs.namespace.rows import encode_home, encode_inode, home_key, place_key, place_prefix
 from dedupfs.namespace.snapshots import SnapshotCatalog
@@ -315,3 +324,23 @@ def test_a_view_that_saw_many_directories_goes_bit_by_bit(
         assert max(earlier - later for earlier, later in pairwise([*seen, rows()])) <= 2000
         assert rows() == 0
         assert_sound(store)
+
+
+def test_a_journal_with_edits_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = make_small_store(tmp_path / "store")
+    view = View.bring_back(store)
+    write_file(view, 1, b"file", b"here")
+    store = die(view, store)
+    (path,) = (store.path / "views" / "default").glob("journal.*")
+    known = path.read_bytes()
+    newer = known + _frame(msgspec.msgpack.encode([1, [[99, 1, 2]]]))
+    path.write_bytes(newer)
+    with pytest.raises(FormatVersionError, match=f"^{path}: .*newer dedupfs"):
+        View.bring_back(store)
+    assert path.read_bytes() == newer
+    path.write_bytes(known)
+    view = View.bring_back(store)
+    assert read_file(view, 1, b"file") == b"here"
+    view.close()
+    assert_sound(store)
+    store.close()
