@@ -4,11 +4,11 @@ Knows how mount, daemon and command follow each other; the namespaces are ``fuse
 processes ``cli/jobs``'s. The daemon is outside of the namespaces: so it holds nothing of them, and
 when their last process ends, by whatever, the kernel ends the mount, and with it the daemon.
 With the engine ``overlay`` that mount is read-only, and the kernel's overlayfs over it
-(``fuse/overlay``) writes to a scratch directory (``cli/scratch``). Specified in docs/cli.md.
+(``fuse/overlay``) writes to a scratch directory (``cli/scratch``). What --commit makes of it is
+``cli/keeping``'s. Specified in docs/cli.md.
 """
 
 import os
-import shlex
 import signal
 import socket
 import time
@@ -19,13 +19,11 @@ from pathlib import Path
 
 import click
 
-from dedupfs.cli import background, jobs, output, scratch
+from dedupfs.cli import background, jobs, keeping, output, scratch
 from dedupfs.cli.arguments import STORE, TAG, completed_with, parse_tags, snapshot_argument
-from dedupfs.cli.ending import Ending, UncommittedError, interrupt
-from dedupfs.cli.failures import BUG_EXIT_CODE
 from dedupfs.cli.scratch import Kept, Scratch
 from dedupfs.errors import DedupfsError, MountError, UsageError
-from dedupfs.fuse import device, mountpoints, overlay, private
+from dedupfs.fuse import device, overlay, private
 from dedupfs.namespace import live
 
 ROOT_DIRECTORY = "root"
@@ -175,7 +173,6 @@ class _Run:
         self._alone: live.ProcessEnd | None = None
         self._is_told = False
         self._is_killed = False
-        self._began_ns = 0
         self._store_directory = -1
         self._run_directory = -1
         self._kept: Kept | None = None
@@ -299,70 +296,22 @@ class _Run:
 
     def _keep(self, request: live.Commit, signals: jobs.Signals) -> None:
         """Make the snapshot; what overlayfs has written is kept if that cannot be."""
-        self._began_ns = time.time_ns()
-        found = self._order.scratch
-        if found is not None:
-            self._above.close()
-            found.keep()
-        ending = Ending(request.name, self._kill_daemon if found is None else interrupt)
-        try:
-            ending.begin(signals.before)
-            self._commit(request)
-            ending.stop = None
-        except BaseException as exc:  # noqa: BLE001  without a snapshot, it goes on
-            ending.stop = None  # no call before this: a signal's handler would run in it
-            failure = ending.failed(exc, self._is_made)
-            if failure is not None:
-                if found is not None:
-                    failure = self._leave(found, failure)
-                ending.told()
-                raise failure from (None if failure is exc else exc)
-        if found is not None:
-            found.let_go()
-        ending.made()
-
-    def _commit(self, request: live.Commit) -> None:
-        """Make a snapshot of what overlayfs has shown, or have the daemon do so with the view."""
+        written: keeping.Written
         found = self._order.scratch
         if found is None:
-            mountpoints.write_back(self._order.mountpoint)
-            live.ask(self._socket_path, request)
-        else:  # the daemon still holds what was below
+            written = keeping.InView(self._order.mountpoint, self._socket_path, self._kill_daemon)
+        else:
             assert self._kept is not None
-            scratch.take_in(self._order.store, found.path, self._kept, request.name, request.tags)
+            self._above.close()
+            found.keep()
+            written = keeping.InScratch(self._order.store, found, self._kept)
+        keeping.keep(written, request, self._store_directory, signals.before)
 
     def _kill_daemon(self) -> None:
         """End the daemon, its supervisor and whoever would follow them: they have a group."""
         self._is_killed = True
         with suppress(ProcessLookupError):
             os.killpg(self._daemon, signal.SIGKILL)
-
-    def _is_made(self, name: str) -> bool:
-        """Whether the snapshot was made although that was stopped."""
-        from dedupfs.namespace.snapshots import SnapshotCatalog
-        from dedupfs.store import Store
-
-        # By descriptor, as the socket.
-        with Store.open(Path(f"/proc/self/fd/{self._store_directory}")) as store:
-            info = SnapshotCatalog(store).find(name)
-        return info is not None and info.created_ns >= self._began_ns
-
-    def _leave(self, found: Scratch, failure: BaseException) -> BaseException:
-        """Say what is kept, once it would survive a power cut; return what to raise then."""
-        unsynced: Exception | None = None
-        try:
-            found.sync()
-        except (DedupfsError, OSError) as exc:
-            unsynced = exc
-        store, path = (shlex.quote(str(path)) for path in (self._order.store, found.path))
-        again = f"dedupfs commit {store} NAME --upper {path}"
-        output.note(f"what the command wrote is kept in {found.path}; to take it in: {again}")
-        if unsynced is None:
-            return failure
-        code = failure.exit_code if isinstance(failure, DedupfsError) else BUG_EXIT_CODE
-        return UncommittedError(
-            f"{failure}; what is kept may not survive a power cut: {unsynced}", code
-        )
 
     def _daemon_has_ended(self) -> bool:
         if self._daemon_code is None:

@@ -164,7 +164,8 @@ finally:
     sys.settrace(None)
     print(lines)
 """
-FILES = "cli/run.py,cli/ending.py,cli/scratch.py,transfer/takein.py,namespace/snapshots.py"
+FILES = "cli/run.py,cli/keeping.py,cli/ending.py,cli/scratch.py,transfer/takein.py"
+FILES += ",namespace/snapshots.py"
 
 
 def run_signalled(store: Path, upper: Path, *numbers: int) -> tuple[int, int, str]:
