@@ -105,6 +105,7 @@ def test_a_child_has_no_lock_that_a_thread_was_just_opening(tmp_path: Path) -> N
     layout, disk = Layout(tmp_path), SlowToOpen()
     layout.run.mkdir()
     owner = Owner(layout, RealDisk())
+    owner.claim()
 
     def lock() -> None:
         with exclusive(layout, disk, "one"):
@@ -113,7 +114,6 @@ def test_a_child_has_no_lock_that_a_thread_was_just_opening(tmp_path: Path) -> N
     thread = threading.Thread(target=lock)
     thread.start()
     assert disk.is_open.wait(LIMIT_S)
-    owner.claim()
     pid, end = forked_until_told()
     disk.told.set()
     thread.join(LIMIT_S)
