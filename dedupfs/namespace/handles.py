@@ -257,7 +257,8 @@ class HandleTable:
             return SyncPlan(())
         file = None if inode is None else state.files.get(inode)
         if file is not None:
-            writing.adopt_before_sync(self._state, file)
+            writing.tell_before_sync(state, file)
+            writing.adopt_before_sync(state, file)
         journal, names = state.journal.syncer, state.names
         always = (names, names.changes), (journal, journal.changes)
         if file is None or file.staging is None:

@@ -234,8 +234,13 @@ def _hold(state: ViewState, extents: Sequence[Extent]) -> bool:
 
 def adopt_before_sync(state: ViewState, file: OpenFile) -> None:
     """Adopt what was found, if it is much: a sync need not write it to the disk then."""
-    tell(state, file, 0 if state.kernel_keeps_times else file.mtime_ns)
     if file.cutter is None or not file.cutter.finds_much():
         return
     with suppress(StoreError):  # the staging file has it all the same
+        tell_before_sync(state, file)
         _adopt(state, file, 0 if state.kernel_keeps_times else file.mtime_ns)
+
+
+def tell_before_sync(state: ViewState, file: OpenFile) -> None:
+    """Do as ``tell`` outside of a change."""
+    tell(state, file, 0 if state.kernel_keeps_times else file.mtime_ns)

@@ -1,7 +1,7 @@
 """A write or truncate that the disk refuses changes nothing that can be read.
 
-Method: the disk refuses writes to staging files alone, and takes them again; what is read is then
-compared with a bytearray, at once, after a fold and after a crash.
+Method: the disk refuses writes to staging files or one journal alone, and takes them again; what is
+read is then compared with a bytearray, at once, after a fold and after a crash.
 """
 
 import os
@@ -25,13 +25,13 @@ SETTLED = noise(11, 3000)
 
 
 @contextmanager
-def full_for_staging_files(disk: FaultyDisk) -> Iterator[None]:
-    """Refuse each write to a staging file."""
+def full_for(disk: FaultyDisk, name: str = "staging.") -> Iterator[None]:
+    """Refuse each write to files whose names begin so."""
     pwrite, refused = disk.pwrite, 0
 
     def refuse(file: File, buffers: Sequence[Buffer], offset: int) -> None:
         nonlocal refused
-        if file.path.name.startswith("staging."):
+        if file.path.name.startswith(name):
             refused += 1
             raise StoreFullError("injected")
         pwrite(file, buffers, offset)
@@ -69,7 +69,7 @@ def test_settled_bytes_stay_when_what_would_replace_them_is_refused(
     handle = view.open(view.lookup(1, b"file").inode, os.O_RDWR)
     view.write(handle, 0, b"first")
     expected = b"first" + SETTLED[5:]
-    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+    with full_for(disk), pytest.raises(StoreFullError):
         view.write(handle, 1000, b"refused" * 20)
     assert read_file(view, 1, b"file") == expected
     view.release(handle)
@@ -85,7 +85,7 @@ def test_a_refused_write_hides_nothing_of_later_ones_from_a_crash(
     handle = view.open(view.lookup(1, b"file").inode, os.O_RDWR)
     view.write(handle, 0, b"first")
     refused = noise(12, 400)
-    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+    with full_for(disk), pytest.raises(StoreFullError):
         view.write(handle, 2900, refused)
     view.write(handle, 2950, b"later" * 20)
     view.write(handle, 3050, b"behind" * 50)
@@ -107,9 +107,35 @@ def test_nothing_is_cut_off_when_a_truncate_is_refused(view: View, disk: FaultyD
     view.write(handle, 2500, b"staged")
     view.write(handle, 3000, b"behind" * 50)
     expected = SETTLED[:2500] + b"staged" + SETTLED[2506:] + b"behind" * 50
-    with full_for_staging_files(disk), pytest.raises(StoreFullError):
+    with full_for(disk), pytest.raises(StoreFullError):
         view.setattr(inode, AttrChange(size=1001))
     assert read_file(view, 1, b"file") == expected
+    store = die(view, view._store)
+    again = View.bring_back(store)
+    assert read_file(again, 1, b"file") == expected
+    again.close()
+    store.close()
+
+
+def test_a_fold_helps_where_the_journal_cannot_even_be_told_of_a_truncate(
+    view: View, disk: FaultyDisk
+) -> None:
+    """The staging file is shorter by then; a fold begins another journal, and frees what it can."""
+    inode = view.lookup(1, b"file").inode
+    handle = view.open(inode, os.O_RDWR)
+    view.write(handle, 0, b"first")
+    assert view._state.journal is not None
+    with full_for(disk, view._state.journal.path.name):
+        with pytest.raises(StoreFullError):
+            view.setattr(inode, AttrChange(size=1001))
+        with pytest.raises(StoreFullError):
+            view.plan_fsync(inode)
+        view.prepare_fold().run()
+        view._let_go()
+        view.fold()
+    expected = b"first" + SETTLED[5:1001]
+    assert read_file(view, 1, b"file") == expected
+    view.plan_fsync(inode).run()
     store = die(view, view._store)
     again = View.bring_back(store)
     assert read_file(again, 1, b"file") == expected
