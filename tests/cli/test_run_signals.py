@@ -93,7 +93,7 @@ def is_ending(pid: int) -> bool:
     return bool(int(ignored, 16) & 1 << (signal.SIGUSR1 - 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_one_signal_does_not_stop_a_commit_of_the_daemon(
     committing: Committing, snapshot: Path, run: Run, number: signal.Signals
 ) -> None:
@@ -216,7 +216,7 @@ def test_two_signals_at_any_line_leave_a_snapshot_or_what_was_written(
     seed = 1 if os.environ.get("CI") == "true" else random.SystemRandom().randrange(1 << 30)
     print(f"{seed=} {count=}")  # noqa: T201  to repeat it
     rng = random.Random(seed)
-    for second in sorted(rng.sample(range(2, count), scale(3, 100))):
+    for second in sorted(rng.sample(range(2, count), scale(2, 100))):
         first = rng.choice([1, second - 1, second])
         code, _, err = run_signalled(snapshot, upper_dir, first, second)
         print(first, second, code)  # noqa: T201

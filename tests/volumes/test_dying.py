@@ -48,7 +48,7 @@ def check_all(directory: Path, action: str, how: str, stride: int) -> None:
 def test_a_volume_is_whole_or_not_there_whenever_its_plugin_is_killed(
     tmp_path: Path, action: str, scale: Scale
 ) -> None:
-    check_all(tmp_path, action, "kill", scale(6, 1))
+    check_all(tmp_path, action, "kill", scale(9, 1))
 
 
 @pytest.mark.root
