@@ -107,11 +107,14 @@ class Row:
 
 
 def rows(store: Store, kind: RecordKind | None = None) -> list[Row]:
-    """Return all records of the index, or those of one kind."""
+    """Return all records of the index, or those of one kind, the oldest first: the order of their
+    ids is another in each store.
+    """
     with store.reading() as txn:
         found = [
             Row(RecordId(key), *decode_location(value)) for key, value in txn.scan(Table.RECORDS)
         ]
+    found.sort(key=lambda row: (row.location.pack, row.location.pack_offset))
     return [row for row in found if kind is None or row.location.kind is kind]
 
 
