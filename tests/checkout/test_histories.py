@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
 from dedupfs.checkout.make import choose_link
@@ -126,15 +127,18 @@ def test_every_checkout_stays_right(tmp_path: Path, scale: Scale) -> None:
 
 
 def test_auto_is_the_best_that_works(tmp_path: Path) -> None:
-    with Store.create(tmp_path / "store", **SETTINGS) as store:
+    with (
+        tempfile.TemporaryDirectory(prefix="dedupfs-", dir="/dev/shm") as elsewhere,
+        Store.create(tmp_path / "store", **SETTINGS) as store,
+    ):
         fd = os.open(tmp_path, os.O_RDONLY)
-        other = os.open("/dev/shm", os.O_RDONLY)
+        other = os.open(elsewhere, os.O_RDONLY)
         try:
             assert choose_link(store, fd, "auto") in ("reflink", "hardlink")
             assert choose_link(store, other, "auto") == "symlink"
         finally:
             os.close(fd)
             os.close(other)
-        assert not [name for name in os.listdir("/dev/shm") if name.startswith(".dedupfs-")]
+        assert not os.listdir(elsewhere)
         assert not [name for name in os.listdir(store.path / "run") if name.startswith("import")]
         sound(store)

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,8 +170,7 @@ def test_a_file_of_exabytes_is_left_out_at_once(store: Store, source: Path) -> N
     shm = Path("/dev/shm")
     if not shm.is_dir():
         pytest.skip("no /dev/shm")
-    directory = shm / f"dedupfs-{os.getpid()}"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="dedupfs-", dir=shm))
     try:
         with (directory / "huge").open("wb") as file:
             file.truncate(FILE_BYTES_MAX + 1)

@@ -6,6 +6,7 @@ Method: real mounts, as root and through fusermount3; other users are processes 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -166,10 +168,20 @@ def test_nothing_that_a_daemon_has_open_goes_to_its_children(
     daemons_here: dict[str, Mounted],
 ) -> None:
     for mounted in daemons_here.values():
-        fds = Path(f"/proc/{mounted.process.pid}/fdinfo")
-        flags = {int(fd.name): fd.read_text().splitlines()[1].split()[1] for fd in fds.iterdir()}
-        leaked = [fd for fd, octal in flags.items() if fd > 2 and not int(octal, 8) & os.O_CLOEXEC]
-        assert not leaked, [os.readlink(fds.with_name("fd") / str(fd)) for fd in leaked]
+        flags = flags_of_open_files(mounted.process.pid)
+        assert len(flags) > 3
+        leaked = [fd for fd, bits in flags.items() if fd > 2 and not bits & os.O_CLOEXEC]
+        fds = Path(f"/proc/{mounted.process.pid}/fd")
+        assert not leaked, [os.readlink(fds / str(fd)) for fd in leaked]
+
+
+def flags_of_open_files(pid: int) -> dict[int, int]:
+    """Return the flags of each open file, but for what is closed just while we look."""
+    flags = {}
+    for fd in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            flags[int(fd.name)] = int(fd.read_text().splitlines()[1].split()[1], 8)
+    return flags
 
 
 def test_the_helper_runs_with_an_environment_of_its_own(
@@ -184,10 +196,15 @@ def test_the_helper_runs_with_an_environment_of_its_own(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("LD_PRELOAD", "")
     monkeypatch.setenv("SECRET", "a secret")
-    with (tmp_path / "open").open("w") as kept:
-        os.set_inheritable(kept.fileno(), True)
+    with (tmp_path / "open").open("w") as file:
+        # A number that no shell takes for itself: it has its script at 10, what it saves above.
+        kept = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD, 100)
+    try:
+        os.set_inheritable(kept, True)
         assert mountpoints.fusermount("-u", "x") is None
-        assert str(kept.fileno()) not in (tmp_path / "fds").read_text().split()
+        assert str(kept) not in (tmp_path / "fds").read_text().split()
+    finally:
+        os.close(kept)
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert names <= {"LC_ALL", "PATH", "PWD", "OLDPWD", "SHLVL", "_"}
     assert subprocess.run(["true"], check=True).returncode == 0
