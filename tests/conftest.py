@@ -9,7 +9,8 @@
   was killed left mounted below the directory that is given (--basetemp) is taken away first.
 - Children do not ignore the signals that whoever started the run ignores.
 - Coverage leaves out tests marked `unmeasured`, and the processes that they start.
-- Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere.
+- Hypothesis is deterministic under CI=true and prints how to reproduce a failure everywhere. So are
+  the secrets of stores that are made in this process: the order of their records comes from them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import importlib.util
 import logging
 import os
 import posix
+import random
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -78,6 +82,8 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.environ.get("CI") == "true":
+        make_secrets_repeat(item)
     for marker, why_not in NEEDS.items():
         reason = why_not()
         if reason is not None and item.get_closest_marker(marker) is not None:
@@ -86,6 +92,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         missing = [program for program in mark.args if shutil.which(program) is None]
         if missing:
             pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+# --- the secrets of stores ------------------------------------------------------------------------
+
+
+def make_secrets_repeat(item: pytest.Item) -> None:
+    """Draw the numbers of `secrets.randbits` from the name of the test's directory, from here on.
+
+    Of that, not of the test: what the tests of a module or a package share is made by any of them.
+    Ids of records are hashes with a store's secret number (docs/format.md, "Ids"): what walks
+    them in their order, and what a test damages first, would be another in each run.
+    """
+    seed = zlib.crc32(os.fsencode(item.path.parent.name))
+    secrets.randbits = random.Random(seed).getrandbits  # type: ignore[assignment]
 
 
 # --- coverage -------------------------------------------------------------------------------------

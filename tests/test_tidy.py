@@ -111,6 +111,14 @@ def no_test_sleeps(source: Source) -> Iterator[str]:
             yield f"{_place(source, node)}: wait for the event itself, with a limit; do not sleep"
 
 
+def bytes_at_random_have_a_seed(source: Source) -> Iterator[str]:
+    if source.package != "tests":
+        return
+    for node in ast.walk(source.tree):
+        if _mentions(node, "os", "urandom") or _mentions(node, "secrets", "token_bytes"):
+            yield f"{_place(source, node)}: other bytes are cut elsewhere; random.Random(seed)"
+
+
 def sections_that_are_named_exist(source: Source) -> Iterator[str]:
     for match in NAMED_SECTIONS.finditer(source.text):
         number = source.text.count("\n", 0, match.start()) + 1
@@ -151,6 +159,7 @@ RULES: list[Rule] = [
     only_main_exits,
     only_reply_raises_fuse_error,
     no_test_sleeps,
+    bytes_at_random_have_a_seed,
     sections_that_are_named_exist,
 ]
 
@@ -195,6 +204,7 @@ LONG_FILE = "x = 1\n" * (FILE_LINES_MAX + 1)
         (only_reply_raises_fuse_error, "dedupfs/a.py", "FUSEError(1)\n", "dedupfs/a.py:1:"),
         (no_test_sleeps, "tests/a.py", "import time\ntime.sleep(1)\n", "tests/a.py:2:"),
         (no_test_sleeps, "tests/a.py", "from time import sleep\n", "tests/a.py:1:"),
+        (bytes_at_random_have_a_seed, "tests/a.py", "\nos.urandom(9)\n", "tests/a.py:2:"),
         (
             sections_that_are_named_exist,
             "dedupfs/a.py",
