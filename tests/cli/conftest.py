@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dedupfs.cli import main
+from dedupfs.cli import main, metrics, top, watching
 from dedupfs.maintenance.check import check
 from dedupfs.namespace import live
 from dedupfs.store import Store
@@ -33,6 +33,7 @@ class Ran:
 
 
 Run = Callable[..., Ran]
+LIMIT_S = 60.0
 
 
 @contextmanager
@@ -59,6 +60,14 @@ def answering(
     server.join()
     listener.close()
     path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody called silent who has too little of a busy machine to answer in five seconds."""
+    monkeypatch.setattr(watching, "ANSWER_S", LIMIT_S)
+    monkeypatch.setattr(metrics, "ANSWER_S", LIMIT_S)
+    monkeypatch.setattr(top, "_ANSWER_S", LIMIT_S)
 
 
 @pytest.fixture
