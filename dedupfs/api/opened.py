@@ -164,11 +164,13 @@ class Opened:
             return hold
 
     def let_go(self) -> None:
-        """Give up what is held for nobody any more. The caller has ``lock``."""
-        self._recent.clear()
-        self._unpin_due()
+        """Give up what is held for nobody any more."""
+        with self.changing:
+            self._recent.clear()
+            self._unpin_due()
 
     def _unpin_due(self) -> None:
+        """The caller has ``changing``: what Ctrl-C raised behind a commit would be due again."""
         if not self._due:
             return
         ids: list[RecordId] = []
