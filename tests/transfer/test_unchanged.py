@@ -33,7 +33,7 @@ from dedupfs.transfer.sources import (
     top_key,
 )
 from tests.conftest import Scale
-from tests.transfer.trees import TRUSTING
+from tests.transfer.trees import TRUSTING, WARM
 
 READING = IngestOptions(reread=True, racy_ns=TRUSTING.racy_ns)
 
@@ -244,7 +244,7 @@ def test_what_is_unchanged_is_known_from_the_top_down(store: Store, source: Path
 
 def test_nothing_warm_or_hard_linked_is_taken_for_unchanged(store: Store, source: Path) -> None:
     make(source)
-    ingest_tree(store, source, "warm")
+    ingest_tree(store, source, "warm", options=WARM)
     assert not scanned(store, source).unchanged.keys() - empty_keys(source)
     (source / "a" / "x" / "three").hardlink_to(source / "b" / "x" / "one")
     root_of(store, source, "linked")

@@ -20,6 +20,8 @@ from dedupfs.transfer.ingest import IngestOptions
 LARGE_BYTES = 64 * 1024
 TRUSTING = IngestOptions(racy_ns=-(1 << 62))
 """Believes the times of files that were written a moment ago, as no user should."""
+WARM = IngestOptions(racy_ns=3600 * 10**9)
+"""Takes all that a test has written for written a moment ago, however long that took."""
 IS_ROOT = os.geteuid() == 0
 
 
