@@ -27,6 +27,10 @@ FILES = 5
 COPIES = 3
 INDEX_RESERVE_BYTES = 8 << 20
 """What the index keeps allocated behind its end, however small it is."""
+SPREAD_BYTES = 512 << 10
+"""How full the pages of an index are, and how many its commits have left free, is another matter in
+each run: ids are random. Less than what a chunk of each copy that is left behind would be.
+"""
 
 
 def taken_bytes(*directories: Path) -> int:
@@ -79,6 +83,7 @@ def test_copied_models_give_their_space_back(tmp_path: Path, link: str, scale: S
         # The index has a row of some 100 bytes for each chunk of 80 KiB that it knows now, and a
         # symbolic link with a long target takes a block.
         cost_bytes = INDEX_RESERVE_BYTES + size_bytes // COPIES // 400 + link_bytes(ckpts)
+        cost_bytes += SPREAD_BYTES
         assert gained + cost_bytes >= 0.999 * duplicate_bytes
         assert contents_of(ckpts) == before
         require_sound(store)
