@@ -111,7 +111,9 @@ def _tell(report: "GcReport", *, as_json: bool) -> None:
         output.print_line(f"removed {files} that dead processes left")
     if report.kept_records:
         kept = output.count_text(report.kept_records, "record")
-        output.print_line(f"{kept} cannot be read and so not be freed: run dedupfs scrub")
+        output.print_line(
+            f"{kept} cannot be read and so not be freed: run 'dedupfs check --repair'"
+        )
 
 
 def _tell_forecast(

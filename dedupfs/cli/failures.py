@@ -13,7 +13,7 @@ from contextlib import suppress
 import click
 
 from dedupfs.cli import output
-from dedupfs.errors import DedupfsError
+from dedupfs.errors import CorruptError, DedupfsError, MissingRecordError
 
 BUG_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
@@ -55,7 +55,7 @@ def run(app: click.Command, argv: Sequence[str] | None) -> int:
     except DedupfsError as exc:
         if is_debugging():
             traceback.print_exc()
-        _say(str(exc))
+        _say(str(exc) + _way_out(exc))
         return exc.exit_code
     except Exception as exc:  # noqa: BLE001  the one place that may not let anything through
         return _unexpected(exc)
@@ -73,6 +73,13 @@ def _usage_line(exc: click.ClickException) -> str:
     if context is None:
         return message
     return f"{message} (see: {context.command_path} --help)"
+
+
+def _way_out(exc: DedupfsError) -> str:
+    """Return what to do about a damaged record, where whoever came upon it could not know that."""
+    if type(exc) not in (CorruptError, MissingRecordError) or "dedupfs " in str(exc):
+        return ""
+    return "; 'dedupfs check' tells what it hits, 'dedupfs check --repair' mends what can be mended"
 
 
 def _unexpected(exc: Exception) -> int:

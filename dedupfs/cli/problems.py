@@ -3,11 +3,16 @@
 from typing import TYPE_CHECKING
 
 from dedupfs.cli import output
+from dedupfs.errors import CorruptError
 
 if TYPE_CHECKING:
     from dedupfs.transfer.report import Problem
 
 SHOWN_MAX = 20
+
+
+class ToldError(CorruptError):
+    """What is wrong was told line by line, and what to do about it: there is no more to say."""
 
 
 class Complaints:

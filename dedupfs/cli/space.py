@@ -12,7 +12,7 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import JSON, STORE, completed_with, open_store, snapshot_argument
-from dedupfs.errors import CorruptError
+from dedupfs.cli.problems import ToldError
 
 if TYPE_CHECKING:
     from dedupfs.maintenance.forecast import Forecast
@@ -313,13 +313,13 @@ def _tell_problems(store: Path, problems: tuple[str, ...]) -> None:
     """Say what is not in the figures.
 
     Raises:
-        CorruptError: there is such a thing.
+        ToldError: there is such a thing.
     """
     for problem in problems:
         output.note(problem)
     if problems:
         count = output.count_text(len(problems), "thing")
-        raise CorruptError(f"{store}: {count} could not be followed, so more may be held or freed")
+        raise ToldError(f"{store}: {count} could not be followed, so more may be held or freed")
 
 
 COMMANDS: list[click.Command] = [stats, du]

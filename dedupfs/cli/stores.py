@@ -10,7 +10,8 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import JSON, STORE, open_store
-from dedupfs.errors import CorruptError, UsageError
+from dedupfs.cli.problems import ToldError
+from dedupfs.errors import UsageError
 
 if TYPE_CHECKING:
     from dedupfs.maintenance.problems import Problem
@@ -99,7 +100,7 @@ def check(store: Path, repair: bool, dry_run: bool, as_json: bool) -> None:
             output.print_line(str(found))
     if not report.ok:
         count = len(report.problems) + report.problems_left_off
-        raise CorruptError(f"{store}: {output.count_text(count, 'problem')}")
+        raise ToldError(f"{store}: {output.count_text(count, 'problem')}")
     if not as_json:
         output.print_line(
             f"no problems: {output.count_text(report.records, 'record')}, "
@@ -148,9 +149,9 @@ def _repair(store: Path, *, dry_run: bool, as_json: bool) -> None:
         for line in left:
             output.print_line(line)
     if not report.ok:
-        raise CorruptError(f"{store}: {output.count_text(len(left), 'problem')} left")
+        raise ToldError(f"{store}: {output.count_text(len(left), 'problem')} left")
     if dry_run and report.found:
-        raise CorruptError(f"{store}: {output.count_text(len(report.found), 'problem')}")
+        raise ToldError(f"{store}: {output.count_text(len(report.found), 'problem')}")
     if not as_json and not report.found and not report.done:
         output.print_line("no problems")
 
@@ -208,7 +209,7 @@ def scrub(store: Path, as_json: bool) -> None:
             for kind in ("snapshot", "view")
             if report.holders(kind)
         ]
-        raise CorruptError(
+        raise ToldError(
             f"{store}: {output.count_text(report.damaged_records, 'bad record')}, "
             f"{output.count_text(report.damaged_files, 'file')} hit"
             + (f" in {' and '.join(hit)}" if hit else "")
@@ -263,7 +264,7 @@ def reindex(store: Path, as_json: bool) -> None:
             f"{output.count_text(len(report.views), 'view')}"
         )
     if not report.ok:
-        raise CorruptError(f"{store}: not everything could be brought back")
+        raise ToldError(f"{store}: not everything could be brought back")
 
 
 def _losses(report: "ReindexReport") -> list[str]:

@@ -15,17 +15,15 @@ from dedupfs.format.keys import (
 )
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.format.tree import references
-from dedupfs.model import Location, PackKind, RecordId, RecordKind
+from dedupfs.model import Location, PackKind, RecordId
 from dedupfs.store import Store, Table, Transaction
 from dedupfs.store.commit import add_free
 from dedupfs.store.inventory import payload_of
 from dedupfs.store.pace import Pace
-from dedupfs.store.space import Freed, free_dead
+from dedupfs.store.space import LEAVES, Freed, free_dead
 
 _FREE_FIRST, _FREE_LEAST, _FREE_MOST = 200, 20, 5000
 """Records freed in one transaction: how many depends on how long other writers wait for it."""
-
-_LEAVES = (RecordKind.CHUNK, RecordKind.CHUNK_TABLE)
 
 
 class Freeing:
@@ -82,7 +80,7 @@ def erase_unreadable(store: Store) -> int:
 
 def _is_readable(store: Store, record_id: RecordId, location: Location) -> bool:
     """Whether it can be told what a record refers to."""
-    if location.kind in _LEAVES:
+    if location.kind in LEAVES:
         return True
     try:
         references(location.kind, bytes(payload_of(store, record_id, location)))

@@ -16,7 +16,7 @@ from dedupfs.format.pack import (
 )
 from dedupfs.maintenance.census import Census, Member
 from dedupfs.maintenance.pack_audit import Span, audit_pack
-from dedupfs.maintenance.problems import REINDEX, RESTORE, Problems
+from dedupfs.maintenance.problems import LET_GO, REINDEX, RESTORE, Problems
 from dedupfs.maintenance.recount import ReferenceCounter, Target
 from dedupfs.maintenance.verify import check_header, check_payload, runs_of
 from dedupfs.model import PackKind, RecordId, RecordKind
@@ -221,13 +221,13 @@ class PackCheck:
         assert row is not None, "the member was made from this row"
         self._pass.require_unchanged(record_id, row)
         self._pass.unread += kind is not RecordKind.CHUNK
-        self._pass.problems.add(
-            "record",
-            f"{file.path} at {member.span.start}",
-            f"{kind.name.lower()} {record_id.hex()}: {exc}",
-            RESTORE,
-            record_id,
-        )
+        where = f"{file.path} at {member.span.start}"
+        what = f"{kind.name.lower()} {record_id.hex()}: {exc}"
+        if self._pass.references_in(row):
+            self._pass.problems.add("record", where, what, RESTORE, record_id)
+        else:  # gc keeps what it cannot read: nobody knows what that refers to
+            what += "; nothing needs it any more"
+            self._pass.problems.add("garbage", where, what, LET_GO, record_id)
 
     def _check_chunk_table(self, pack: int, row: PackRow, members: Sequence[Member]) -> None:
         payload = None

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from dedupfs.model import RecordId
 
 REINDEX = "run 'dedupfs reindex' to rebuild the index from the packs"
-RESTORE = "restore the files that are hit from elsewhere, or remove what holds them"
+RESTORE = (
+    "import the files that are hit again from where they are sound and run 'dedupfs check "
+    "--repair', or remove what holds them"
+)
+LET_GO = "run 'dedupfs check --repair', which lets go of it once nothing else is damaged"
 PROBLEMS_MAX = 10_000
 """How many problems are kept; a store with more is told by their count."""
 

@@ -63,6 +63,8 @@ _REBUILT = frozenset(
     }
 )
 """Codes of problems that a new index may be without."""
+_GARBAGE = "garbage"
+"""Damage that nothing refers to any more: a new index is without that, too."""
 
 
 @dataclass(slots=True)
@@ -128,7 +130,7 @@ class _Repair:
             else:
                 what = "it is missing, or so damaged that it cannot be read"
                 self._report.found = [Problem("index", str(self._layout.index), what, REINDEX)]
-            if any(problem.code in _REBUILT for problem in self._report.left or self._report.found):
+            if _is_rebuilt_for(self._report.left or self._report.found):
                 self._rebuild(config)
             if not self._dry_run:
                 self._finish(config)
@@ -217,6 +219,15 @@ class _Repair:
 
     def _open(self, config: StoreConfig) -> Store:
         return Store(self._layout.root, config, Database(self._layout.index), self._disk)
+
+
+def _is_rebuilt_for(problems: list[Problem]) -> bool:
+    """Whether a new index would be without some problem.
+
+    Not for garbage alone while anything else is damaged: what hangs on that would become garbage.
+    """
+    codes = {problem.code for problem in problems}
+    return bool(codes & _REBUILT) or (_GARBAGE in codes and "record" not in codes)
 
 
 def _record_id(text: str) -> RecordId:

@@ -125,9 +125,12 @@ class UseFinder:
                         self._note(pinned, Use(f"view {view.name}, a file being written", b""))
 
     def _get(self, record_id: RecordId, decode: Callable[[bytes], T]) -> T | None:
-        """Return a decoded record; None when it is bad, missing, or not what it should be."""
+        """Return a decoded record; None when it is missing, or not what it should be.
+
+        One that is bad otherwise (its sums are wrong) leads on to others.
+        """
         row = self._store.db.record_row(record_id)
-        if row is None or record_id in self._bad:
+        if row is None:
             return None
         try:
             return decode(bytes(payload_of(self._store, record_id, decode_location(row)[0])))

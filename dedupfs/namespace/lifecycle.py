@@ -7,6 +7,8 @@ that died under its mount. Knows no request. Source: docs/format.md, "Views".
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from dedupfs.errors import (
     CorruptError,
     ExistsError,
     FormatVersionError,
+    MissingRecordError,
     StoreError,
     TornRecordError,
     UsageError,
@@ -33,6 +36,7 @@ from dedupfs.namespace.rows import ViewRow, check_name, encode_view_row, view_ow
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.staging import PREFIX as STAGING_PREFIX
 from dedupfs.namespace.state import ViewState
+from dedupfs.namespace.trees import tree_id_of
 from dedupfs.namespace.views import (
     EPHEMERAL_PREFIX,
     GONE_NAME,
@@ -187,7 +191,7 @@ def _check_new_name(name: str) -> None:
 
 def _open(store: Store, name: str, snapshot: str | None, mountpoint: str) -> Opened:
     if snapshot is not None and find_view(store, name) is None:
-        SnapshotCatalog(store).get(snapshot)  # nothing is made for a snapshot that is not there
+        _base_root(store, snapshot)  # nothing is made for one that is not there or not readable
     lock = lock_view(store.disk, store.path, name, mountpoint)
     try:
         store.drop_tails()
@@ -199,15 +203,35 @@ def _open(store: Store, name: str, snapshot: str | None, mountpoint: str) -> Ope
             raise UsageError(
                 f"view {name!r} was made over {what}, not {snapshot!r}; take another view (--view)"
             )
-        return _revive(store, row, lock)
+        with _naming(f"view {name!r}", f"'dedupfs view rm {store.path} {name}' removes it", store):
+            return _revive(store, row, lock)
     except BaseException:
         lock.release()
         raise
 
 
+@contextmanager
+def _naming(what: str, else_removed: str, store: Store) -> Iterator[None]:
+    """Say of damage what cannot be opened for it, and what can be done."""
+    try:
+        yield
+    except (CorruptError, MissingRecordError) as exc:
+        raise type(exc)(
+            f"{what} cannot be opened: {exc}; run 'dedupfs check --repair {store.path}', which "
+            f"mends what can be mended; if it stays so, {else_removed}, and nothing else is lost"
+        ) from exc
+
+
 def _base_root(store: Store, base: str) -> TreeEntry:
+    """Return what a view of ``base`` begins with, which can be read."""
     if base:
-        return SnapshotCatalog(store).get(base).root
+        root = SnapshotCatalog(store).get(base).root
+        tree_id = tree_id_of(root)
+        removed = f"'dedupfs rm {store.path} {base}' removes it"
+        with _naming(f"snapshot {base!r}", removed, store):
+            if tree_id is not None:
+                store.get(tree_id, RecordKind.TREE)
+        return root
     return TreeEntry(
         name=b"",
         slot=0,

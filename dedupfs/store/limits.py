@@ -22,6 +22,7 @@ LIMIT_NAME = "limit.json"
 UNFINISHED_SUFFIX = ".new"
 """Of files in run/ that are going to be packs."""
 FORMAT_VERSION = 1
+_CURE = "set the limit again with 'dedupfs limit'"
 LIMIT_BYTES_MAX = (1 << 63) - 1
 _LOOK_BYTES = 8 << 20
 _LOOK_S = 1.0
@@ -53,14 +54,14 @@ def read_limit(disk: Disk, directory: Path) -> int | None:
     try:
         limit = msgspec.json.decode(text, type=_Limit)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CorruptError(f"{path} is damaged; set the limit again: {exc}") from exc
+        raise CorruptError(f"{path} is damaged; {_CURE}: {exc}") from exc
     if limit.format_version > FORMAT_VERSION:
         raise FormatVersionError(
             f"{path}: format version {limit.format_version}; this dedupfs reads up to "
             f"{FORMAT_VERSION}, use a newer one"
         )
     if not 0 <= limit.limit_bytes <= LIMIT_BYTES_MAX:
-        raise CorruptError(f"{path} is damaged; set the limit again: {limit.limit_bytes} bytes")
+        raise CorruptError(f"{path} is damaged; {_CURE}: {limit.limit_bytes} bytes")
     return limit.limit_bytes
 
 

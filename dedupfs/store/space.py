@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PINS_LIMIT = 1000
 """Pins of a dead process that one transaction drops: other writers wait meanwhile."""
+LEAVES = (RecordKind.CHUNK, RecordKind.CHUNK_TABLE)
+"""Kinds of records that refer to none, so that nobody needs to read one in order to free it."""
 _BEHIND_IDS = b"\xff" * (ID_BYTES + 1)
 
 
@@ -206,7 +208,7 @@ def _read_candidates(
 
 def _references(store: Store, record_id: RecordId, row: bytes) -> list[RecordId]:
     kind = decode_location(row)[0].kind
-    return [] if kind == RecordKind.CHUNK else references(kind, store.get(record_id, kind))
+    return [] if kind in LEAVES else references(kind, store.get(record_id, kind))
 
 
 def _free(txn: Transaction, dead: _Dead, freed: Counter[int]) -> None:

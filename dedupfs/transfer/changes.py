@@ -6,7 +6,6 @@ view hides is one difference, its directory; nothing below is looked at.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from dedupfs.errors import NotFoundError
 from dedupfs.format.tree import decode_view_root
@@ -84,9 +83,7 @@ def _catalog_changes(
         if info is None:
             yield from _added(reader, scope, own)
             continue
-        for found in compare(store, info.root, Side(scope, own), reader=reader):
-            path = own.name + b"/" + found.path if found.path else own.name
-            yield replace(found, path=path)
+        yield from compare(store, info.root, Side(scope, own), reader=reader, path=own.name)
 
 
 def _added(reader: TreeReader, scope: TreeEntry, own: TreeEntry) -> Iterator[Difference]:

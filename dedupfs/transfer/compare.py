@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dedupfs.errors import CorruptError, MissingRecordError
 from dedupfs.format.tree import decode_tree_page
 from dedupfs.model import RecordId, RecordKind, Tree, TreeEntry
 from dedupfs.namespace.contents import load_recipe
@@ -30,7 +31,8 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One object that differs; ``path`` is below the compared directories, b"" they themselves."""
+    """One object that differs; ``path`` is below the compared directories, b"" they themselves,
+    unless these were given a path."""
 
     kind: Kind
     path: bytes
@@ -52,8 +54,11 @@ def compare(
     after: TreeEntry | Side,
     *,
     reader: TreeReader | None = None,
+    path: bytes = b"",
 ) -> Iterator[Difference]:
     """Yield the differences, in path order, a directory in front of what is in it.
+
+    ``path``: that of the compared directories.
 
     Raises:
         MissingRecordError, CorruptError: a record that had to be looked at is damaged.
@@ -61,7 +66,7 @@ def compare(
     one = before if isinstance(before, Side) else Side(before, before)
     other = after if isinstance(after, Side) else Side(after, after)
     comparison = _Comparison(store, reader or TreeReader(store), one.root, other.root)
-    yield from comparison.objects(one.top, other.top, b"")
+    yield from comparison.objects(one.top, other.top, path)
 
 
 class _Comparison:
@@ -130,6 +135,16 @@ class _Comparison:
         )
 
     def _directories(
+        self, before: TreeEntry | None, after: TreeEntry | None, path: bytes
+    ) -> Iterator["Difference | _Directories"]:
+        """Compare two directories; damage is told with where it is."""
+        try:
+            yield from self._merged(before, after, path)
+        except (CorruptError, MissingRecordError) as exc:
+            where = path.decode("utf-8", "surrogateescape")
+            raise type(exc)(f"cannot compare /{where}: {exc}") from exc
+
+    def _merged(
         self, before: TreeEntry | None, after: TreeEntry | None, path: bytes
     ) -> Iterator["Difference | _Directories"]:
         """Merge the two directories' names."""

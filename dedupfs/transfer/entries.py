@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from dedupfs.errors import StoreError
+from dedupfs.errors import CorruptError, MissingRecordError, StoreError
 from dedupfs.model import TreeEntry, is_file_name
 from dedupfs.namespace.trees import TreeReader, tree_id_of
 
@@ -35,7 +35,11 @@ def entries_below(
     stack = [(b"", children(top, b""))]
     while stack:
         prefix, entries = stack[-1]
-        entry = next(entries, None)
+        try:
+            entry = next(entries, None)
+        except (CorruptError, MissingRecordError) as exc:
+            where = (top.name + b"/" + prefix).decode("utf-8", "surrogateescape")
+            raise type(exc)(f"cannot read {where}: {exc}") from exc
         if entry is None:
             stack.pop()
             continue

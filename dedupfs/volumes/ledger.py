@@ -125,7 +125,10 @@ def _read(directory: Path) -> list[Volume]:
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CorruptError(f"{path} is damaged: {exc}") from exc
+        raise CorruptError(
+            f"{path} is damaged: put it back from a backup, or move it away and make its volumes "
+            f"anew, with view= for each view that 'dedupfs view list' shows: {exc}"
+        ) from exc
     if file.version != VERSION:
         raise StoreError(f"{path} has version {file.version}; this dedupfs knows {VERSION}")
     return file.volumes
