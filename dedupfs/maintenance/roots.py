@@ -5,6 +5,7 @@ directory in views/ whose journal names its root. Source: docs/format.md, "Rebui
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ from dedupfs.store.inventory import payload_of
 
 log = logging.getLogger(__name__)
 
+_VIEW_NUMBER_MAX = 0xFF000000
+"""Numbers of views have 32 bits, and there must be some left."""
 _LOST_PREFIX = ".lost-"
 """Put before the name of a view's directory that cannot be brought back, so that gc leaves it."""
 
@@ -198,17 +201,19 @@ class RootFinder:
                 self._restore_view(name, roots)
         with self._store.transaction() as txn:
             seen = self._view_ids | {root.view_id for root in roots.values()}
-            self._set_counter(txn, VIEW_COUNTER, max(seen, default=0))
+            self._set_counter(txn, VIEW_COUNTER, max([*seen, _beyond_lost_numbers()]))
 
     def _restore_view(self, name: str, roots: dict[RecordId, ViewRoot]) -> None:
         directory = view_directory(self._store.path, name)
         why = "its directory holds no journal"
+        numbers: set[int] = set()
         for path in self._journals(directory):
             try:
                 header, _start, records = read_journal(path.read_bytes())
             except (DedupfsError, OSError) as exc:
                 why = f"{path}: {exc}"
                 continue
+            numbers.add(header.view_id)
             self._view_ids.add(header.view_id)
             root = roots.get(header.root_id)
             if root is None or root.name != name or header.name != name:
@@ -220,7 +225,8 @@ class RootFinder:
                 raise FormatVersionError(f"{path}: {exc}") from exc
             self._add_view(name, root, header.root_id, header.generation, edits)
             return
-        self._restore_without_journal(name, directory, roots, why)
+        own = {i: r for i, r in roots.items() if not numbers or r.view_id in numbers}
+        self._restore_without_journal(name, directory, own, why)
 
     def _journals(self, directory: Path) -> list[Path]:
         """Return the journals of a view, the one of the latest generation first."""
@@ -235,7 +241,10 @@ class RootFinder:
     def _restore_without_journal(
         self, name: str, directory: Path, roots: dict[RecordId, ViewRoot], why: str
     ) -> None:
-        """Bring a view back as of its last fold, with an empty journal."""
+        """Bring a view back as of its last fold, with an empty journal.
+
+        ``roots``: those that may be its own; a removed view of the same name may have left others.
+        """
         candidates = [(r.view_id, r.generation, i) for i, r in roots.items() if r.name == name]
         if not candidates:
             self._set_aside(name, directory, why)
@@ -298,6 +307,16 @@ class RootFinder:
             elif isinstance(edit, Remove) and edit.directory == ROOT_NUMBER:
                 slots.append(edit.hide)
         return (slot for slot in slots if slot < CATALOG_SLOTS_START)
+
+
+def _beyond_lost_numbers() -> int:
+    """Return a number that no view had of which nothing is left.
+
+    Whoever had reserved it, or whose view it was, may have it written down somewhere else, and
+    would take another view for that one, and remove it. No store has made a view each second since
+    1970, which is what would bring numbers beyond this one.
+    """
+    return min(int(time.time()), _VIEW_NUMBER_MAX)
 
 
 def _tell_unreadable(exc: StoreError) -> None:

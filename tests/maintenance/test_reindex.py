@@ -41,7 +41,9 @@ from tests.maintenance.samples import (
 
 
 def tables(path: Path) -> dict[str, object]:
-    """Return what must be the same after reindex as before."""
+    """Return what must be the same after reindex as before: numbers of views leave room for those
+    that nothing in the store speaks of any more.
+    """
     with Store.open(path) as store, store.reading() as txn:
         return {
             "records": dict(txn.scan(Table.RECORDS)),
@@ -51,7 +53,9 @@ def tables(path: Path) -> dict[str, object]:
                 key: decode_snapshot_row(value) for key, value in txn.scan(Table.SNAPSHOTS)
             },
             "meta": {
-                key: value for key, value in txn.scan(Table.META) if key.startswith(b"counter")
+                key: value
+                for key, value in txn.scan(Table.META)
+                if key.startswith(b"counter") and key != b"counter:view"
             },
         }
 

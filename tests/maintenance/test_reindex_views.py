@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 import pytest
 
+from dedupfs.format.tree import decode_view_root
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import reindex
 from dedupfs.model import RecordKind
+from dedupfs.namespace.lifecycle import make_numbered, reserve_number
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.view import Caller, View
-from dedupfs.namespace.views import list_views
+from dedupfs.namespace.views import find_view, list_views, remove_numbered_view, remove_view
 from dedupfs.store import Store
 from tests.maintenance.samples import (
     damage,
@@ -250,3 +252,62 @@ def test_a_view_whose_root_is_lost_is_put_aside_with_its_files(filled: Store) ->
     with Store.open(path) as store:
         collect(store)
         assert list((path / "views" / ".lost-work").glob("journal.*"))
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["reserved", "removed"])
+def test_a_view_made_later_is_not_taken_for_one_whose_number_somebody_has_written_down(
+    filled: Store, used: bool
+) -> None:
+    """A volume plugin writes down the number, dies, and removes the view of that number."""
+    path = filled.path
+    number = reserve_number(filled)
+    if used:
+        make_numbered(filled, "work", "", number, None)
+        remove_view(filled, "work")
+        collect(filled)
+    filled.close()
+    lose_index(path)
+    assert reindex(path).ok
+    with Store.open(path) as store:
+        view = View.bring_back(store, "work")
+        write_file(view, b"file", b"somebody else's")
+        view.close()
+        for only_unused in (True, False):
+            assert remove_numbered_view(store, "work", number, only_unused=only_unused)
+        assert find_view(store, "work") is not None
+        View.bring_back(store, "next").close()
+        assert len({row.view_id for row in list_views(store)}) == 2
+        view = View.bring_back(store, "work")
+        assert read_file(view, b"file") == b"somebody else's"
+        view.close()
+        assert check(store).ok
+
+
+def test_a_removed_view_does_not_come_back_in_place_of_one_of_its_name_whose_root_is_lost(
+    filled: Store,
+) -> None:
+    """Its root may be in the packs for as long as gc has not erased it."""
+    path = filled.path
+    for name in (b"removed", b"lost"):
+        if find_view(filled, "work") is not None:
+            remove_view(filled, "work")
+        view = View.bring_back(filled, "work")
+        write_file(view, name, noise(name, 9000))
+        view.close()
+    row = find_view(filled, "work")
+    assert row is not None
+    newer = [
+        found
+        for found in rows(filled, RecordKind.VIEW_ROOT)
+        if decode_view_root(filled.get(found.record_id, RecordKind.VIEW_ROOT)).view_id
+        == row.view_id
+    ]
+    for found in newer:
+        damage(filled, found)
+    filled.close()
+    lose_index(path)
+    report = reindex(path)
+    assert [name for name, _ in report.lost_views] == ["work"]
+    assert report.shortened_views == []
+    with Store.open(path) as store:
+        assert list_views(store) == []
