@@ -16,6 +16,7 @@ from dedupfs.errors import NotFoundError, SourceError, UsageError
 from dedupfs.format.manifest import Manifest
 from dedupfs.namespace.checkouts import read_checkout, read_checkouts
 from dedupfs.store import Store
+from dedupfs.store.owner import close_lock, open_lock
 from dedupfs.store.syscalls import clone_range
 from dedupfs.transfer.metadata import drop_inherited_acls
 
@@ -141,7 +142,7 @@ def works_in(store: Store, top_fd: int, link: str) -> bool:
     token = secrets.token_hex(8)
     source = store.layout.run / f"import-probe-{token}.new"
     name = f".dedupfs-{token}.new".encode()
-    file = store.disk.open(source, create=True)
+    file = open_lock(store.disk, source, create=True)
     try:
         store.disk.lock(file)
         if link == HARDLINK:
@@ -160,4 +161,4 @@ def works_in(store: Store, top_fd: int, link: str) -> bool:
         with suppress(OSError):
             os.unlink(name, dir_fd=top_fd)
         store.disk.unlink(source)
-        file.close()
+        close_lock(file)

@@ -20,6 +20,7 @@ from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.disk import File
 from dedupfs.store.holes import PUNCH_ALIGN_BYTES
 from dedupfs.store.inventory import indexed_packs
+from dedupfs.store.owner import close_lock, open_lock
 
 BLOCK_UNIT_BYTES = 512
 """The unit of st_blocks, whatever the file system's blocks are (inode(7))."""
@@ -173,13 +174,14 @@ class Blocks:
 
     def _is_locked(self, pack: int) -> bool:
         try:
-            file = self._store.disk.open(self._path(pack, PackKind.RECORDS), write=True)
+            path = self._path(pack, PackKind.RECORDS)
+            file = open_lock(self._store.disk, path, write=True)
         except (FileNotFoundError, StoreError):
             return True
         try:
             return not self._store.disk.lock(file)
         finally:
-            file.close()
+            close_lock(file)
 
     def _path(self, pack: int, kind: PackKind) -> Path:
         return self._store.layout.pack(pack, kind)

@@ -28,6 +28,7 @@ from dedupfs.namespace.views import (
 from dedupfs.store import ReadTxn, Store, Table
 from dedupfs.store.inventory import pack_files
 from dedupfs.store.openpack import PACK_COUNTER, is_committed
+from dedupfs.store.owner import close_lock, open_lock
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def _remove_import_files(store: Store) -> int:
 def _remove_unlocked(store: Store, path: Path) -> bool:
     """Remove a file unless its owner still holds its lock."""
     try:
-        file = store.disk.open(path)
+        file = open_lock(store.disk, path)
     except FileNotFoundError:
         return False
     try:
@@ -102,7 +103,7 @@ def _remove_unlocked(store: Store, path: Path) -> bool:
             return False
         store.disk.unlink(path)
     finally:
-        file.close()
+        close_lock(file)
     log.info("leftover removed path=%s", path)
     return True
 

@@ -15,6 +15,7 @@ from dedupfs.errors import StoreBusyError, StoreError
 from dedupfs.namespace.views import LOCK_NAME, VIEWS_DIRECTORY
 from dedupfs.store.disk import Disk
 from dedupfs.store.layout import Layout
+from dedupfs.store.owner import close_lock, open_lock
 
 _LMDB_LOCK = "lock.mdb"
 _FLOCK = struct.Struct("@hhqqi")  # struct flock: type, whence, start, length, pid
@@ -44,7 +45,7 @@ def _busy(layout: Layout, who: str) -> str:
 
 def _require_unlocked(layout: Layout, disk: Disk, path: Path, who: str) -> None:
     try:
-        file = disk.open(path)
+        file = open_lock(disk, path)
     except (FileNotFoundError, StoreError):
         return
     try:
@@ -52,7 +53,7 @@ def _require_unlocked(layout: Layout, disk: Disk, path: Path, who: str) -> None:
             text = disk.pread(file, 200, 0).decode(errors="replace").strip()
             raise StoreBusyError(_busy(layout, f"{who} {text}"))
     finally:
-        file.close()
+        close_lock(file)
 
 
 def _index_user(index: Path) -> int | None:

@@ -41,6 +41,7 @@ from dedupfs.store.db import Database
 from dedupfs.store.inventory import count_references, payload_of
 from dedupfs.store.layout import Layout, read_config
 from dedupfs.store.openpack import PACK_COUNTER
+from dedupfs.store.owner import close_lock, open_lock
 from dedupfs.store.rebuild import PACK_NUMBER_MAX, Rebuilt, rebuild
 from dedupfs.store.settings import save_config
 
@@ -135,13 +136,13 @@ def rebuild_index(
 @contextmanager
 def alone(layout: Layout, disk: Disk) -> Iterator[None]:
     """Keep a second reindex or repair away."""
-    file = disk.open(layout.run / "reindex.lock", create=True)
+    file = open_lock(disk, layout.run / "reindex.lock", create=True)
     try:
         if not disk.lock(file):
             raise StoreBusyError(f"another reindex or repair of {layout.root} is under way")
         yield
     finally:
-        file.close()
+        close_lock(file)
 
 
 def _replace_index(layout: Layout, disk: Disk, new: Path) -> None:

@@ -25,7 +25,7 @@ from dedupfs.format.manifest import Manifest, decode_manifest, encode_manifest
 from dedupfs.format.tree import entry_references
 from dedupfs.model import RecordId, TreeEntry
 from dedupfs.store.disk import File
-from dedupfs.store.owner import same_file
+from dedupfs.store.owner import close_lock, open_lock, same_file
 from dedupfs.store.store import ReadTxn, Store, Table
 from dedupfs.store.whole import hold
 
@@ -211,7 +211,7 @@ class Registration:
             if self.manifest is None:
                 _release(self._store, self.number)
         finally:
-            self._lock.close()
+            close_lock(self._lock)
 
 
 def begin_checkout(store: Store) -> Registration:
@@ -241,7 +241,7 @@ def open_checkout(store: Store, number: int) -> Registration:
     try:
         return Registration(store, number, lock, read_checkout(store, number))
     except BaseException:
-        lock.close()
+        close_lock(lock)
         raise
 
 
@@ -260,7 +260,7 @@ def drop_abandoned(store: Store) -> int:
         try:
             dropped += _drop_needless(store, number, lock)
         finally:
-            lock.close()
+            close_lock(lock)
     return dropped
 
 
@@ -318,13 +318,13 @@ def _lock(store: Store, number: int, *, create: bool) -> File | None:
     path = _lock_path(store, number)
     store.disk.mkdir(path.parent)
     while True:
-        file = store.disk.open(path, write=True, create=create)
+        file = open_lock(store.disk, path, write=True, create=create)
         if not store.disk.lock(file):
-            file.close()
+            close_lock(file)
             return None
         if same_file(file, path):
             return file
-        file.close()  # its checkout was just being removed
+        close_lock(file)  # its checkout was just being removed
 
 
 def _pinned(txn: ReadTxn, owner: bytes) -> Iterator[RecordId]:

@@ -32,7 +32,7 @@ from dedupfs.recipe import Piece, Recipe
 from dedupfs.store.commit import add_free
 from dedupfs.store.db import Table
 from dedupfs.store.disk import File
-from dedupfs.store.owner import same_file
+from dedupfs.store.owner import close_lock, open_lock, same_file
 from dedupfs.store.store import Store
 from dedupfs.store.transaction import Transaction
 from dedupfs.store.whole import Run, block_part, first_places, hold, is_held, raw_runs
@@ -77,16 +77,16 @@ def _scratch_file(store: Store) -> Iterator[File]:
     """Give an empty file that gc removes when we die."""
     path: Path = store.layout.run / f"import-whole-{store.owner[1:].decode()}.new"
     while True:
-        file = store.disk.open(path, create=True)
+        file = open_lock(store.disk, path, create=True)
         if store.disk.lock(file) and same_file(file, path):
             break
-        file.close()
+        close_lock(file)
     try:
         store.disk.truncate(file, 0)
         yield file
     finally:
         store.disk.unlink(path)
-        file.close()
+        close_lock(file)
 
 
 def _fill(store: Store, recipe: Recipe, file: File) -> None:

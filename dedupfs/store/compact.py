@@ -34,7 +34,7 @@ from dedupfs.store import codec as codecs
 from dedupfs.store.commit import add_free
 from dedupfs.store.db import Table
 from dedupfs.store.holes import PUNCH_LOCK, Gained, is_needed_whole, removing
-from dedupfs.store.owner import exclusive
+from dedupfs.store.owner import close_lock, exclusive, open_lock
 from dedupfs.store.pace import Pace, run_steps
 from dedupfs.store.pending import place_of
 from dedupfs.store.scan import PackScanner, ScannedRecord
@@ -170,7 +170,7 @@ def _unowned(store: Store, pack: int) -> Iterator[PackRow | None]:
         yield row
         return
     try:
-        file = store.disk.open(store.layout.pack(pack, row.kind), write=True)
+        file = open_lock(store.disk, store.layout.pack(pack, row.kind), write=True)
     except FileNotFoundError:
         yield None
         return
@@ -180,7 +180,7 @@ def _unowned(store: Store, pack: int) -> Iterator[PackRow | None]:
         else:
             yield _row_of(store, pack)  # its last owner may have appended until now
     finally:
-        file.close()
+        close_lock(file)
 
 
 def _row_of(store: Store, pack: int) -> PackRow | None:

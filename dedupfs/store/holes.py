@@ -29,7 +29,7 @@ from dedupfs.format.pack import HEADER_BYTES, check_seed, encode_free_header
 from dedupfs.model import PackKind
 from dedupfs.store.db import ReadTxn, Table
 from dedupfs.store.disk import File
-from dedupfs.store.owner import exclusive
+from dedupfs.store.owner import close_lock, exclusive, open_lock
 from dedupfs.store.pace import Steps, run_steps
 from dedupfs.store.store import Store
 from dedupfs.store.transaction import Transaction
@@ -279,21 +279,24 @@ def removing(store: Store, pack: int, gained: Gained) -> Steps[bool]:
     file = None
     if not row.sealed:
         try:
-            file = store.disk.open(store.layout.pack(pack, PackKind.RECORDS), write=True)
+            path = store.layout.pack(pack, PackKind.RECORDS)
+            file = open_lock(store.disk, path, write=True)
         except FileNotFoundError:
             return False
-        if not store.disk.lock(file):
+    try:
+        if file is not None and not store.disk.lock(file):
             return False
-    with store.transaction() as changes:
-        if changes.get(Table.PACKS, key) != found or is_held(changes, row):
-            return False
-        free_bytes = _forget_pack(changes, pack)
-    gone: list[int] = []
-    yield lambda: gone.append(remove_files(store, pack))
-    with store.transaction() as changes:
-        changes.delete(Table.META, META_MAKING + key)
-    if file is not None:
-        file.close()
+        with store.transaction() as changes:
+            if changes.get(Table.PACKS, key) != found or is_held(changes, row):
+                return False
+            free_bytes = _forget_pack(changes, pack)
+        gone: list[int] = []
+        yield lambda: gone.append(remove_files(store, pack))
+        with store.transaction() as changes:
+            changes.delete(Table.META, META_MAKING + key)
+    finally:
+        if file is not None:
+            close_lock(file)
     gained.range_bytes += free_bytes
     gained.disk_bytes += sum(gone)
     gained.packs += 1

@@ -23,7 +23,7 @@ from dedupfs.store.commit import PackState
 from dedupfs.store.db import Database, Table
 from dedupfs.store.disk import Disk, File
 from dedupfs.store.layout import Layout
-from dedupfs.store.owner import same_file
+from dedupfs.store.owner import close_lock, open_lock, same_file
 from dedupfs.store.packs import PackFiles, PackWriter
 from dedupfs.store.scan import Damage, PackScanner
 from dedupfs.store.transaction import Transaction
@@ -118,7 +118,7 @@ class OpenPacks:
                 taken = self._claim(pack)
                 if taken is not None:
                     self._disk.fdatasync(taken[0])
-                    taken[0].close()
+                    close_lock(taken[0])
             except StoreError as exc:  # another user's file, say
                 log.info("pack tail stays pack=%d: %s", pack, exc)
         self._drop_unborn()
@@ -132,14 +132,14 @@ class OpenPacks:
             if is_committed(path):
                 raise older_index(path)
             try:
-                file = self._disk.open(path, write=True)
+                file = open_lock(self._disk, path, write=True)
             except (FileNotFoundError, StoreError) as exc:  # just removed, or another user's
                 log.info("pack without a row stays pack=%d: %s", pack, exc)
                 return
             if self._disk.lock(file):  # else it is just being made
                 log.info("pack without a row removed pack=%d", pack)
                 self._disk.unlink(path)
-            file.close()
+            close_lock(file)
             pack += 1
 
     def _has_tail(self, pack: int) -> bool:
@@ -164,7 +164,7 @@ class OpenPacks:
         if row is None or row.sealed:
             if row is None and not self._disk.size(file):  # made by our look alone
                 self._disk.unlink(file.path)
-            file.close()
+            close_lock(file)
             return None
         size = self._disk.size(file)
         if size < row.committed_bytes:
@@ -174,7 +174,7 @@ class OpenPacks:
                 size,
                 row.committed_bytes,
             )
-            file.close()
+            close_lock(file)
             return None
         if size > row.committed_bytes:
             self._cut_tail(file, pack, row)
@@ -214,11 +214,11 @@ class OpenPacks:
     def _lock_file(self, pack: int) -> File | None:
         path = self._layout.pack(pack, PackKind.RECORDS)
         self._files.make_directory(path)
-        file = self._disk.open(path, create=True)
+        file = open_lock(self._disk, path, create=True)
         if self._disk.lock(file) and same_file(file, path):
             self._disk.fsync_dir(path.parent)
             return file
-        file.close()
+        close_lock(file)
         return None
 
     def _start(self, file: File, pack: int, committed_bytes: int) -> PackWriter:

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,13 @@ _locks: weakref.WeakSet[File] = weakref.WeakSet()
 
 def open_lock(disk: Disk, path: Path, *, write: bool = False, create: bool = False) -> File:
     """Open a file that is to be locked, which a forked child shall not have; see ``Disk.open``."""
+    return noted(lambda: disk.open(path, write=write, create=create))
+
+
+def noted(opening: Callable[[], File]) -> File:
+    """Open a file in some other way that a forked child shall not have."""
     with _opening:
-        file = disk.open(path, write=write, create=create)
+        file = opening()
         _locks.add(file)
         return file
 

@@ -28,6 +28,7 @@ from dedupfs.format.pack import (
 from dedupfs.model import Codec, PackKind, RecordId, RecordKind
 from dedupfs.store.disk import Buffer, Disk, File
 from dedupfs.store.layout import Layout
+from dedupfs.store.owner import close_lock
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +271,7 @@ class PackWriter:
     def finish(self) -> None:
         """After the commit of a sealed pack: make it read-only and give its lock back."""
         self._disk.chmod(self.path, 0o400)
-        self._file.close()
+        close_lock(self._file)
 
     def close(self) -> None:
         """Cut off what was never committed and give the lock back."""
@@ -279,13 +280,13 @@ class PackWriter:
             if self._flushed > self.committed_bytes:
                 self._disk.truncate(self._file, self.committed_bytes)
         finally:
-            self._file.close()
+            close_lock(self._file)
 
     def abandon(self) -> None:
         """In a forked child: have the file, and its lock, no more."""
-        self._file.close()
+        close_lock(self._file)
 
     def discard(self) -> None:
         """Remove a pack whose row was rolled back."""
         self._disk.unlink(self.path)
-        self._file.close()
+        close_lock(self._file)

@@ -19,7 +19,9 @@ from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.codec import Encoder
 from dedupfs.store.cutter import Cut
+from dedupfs.store.disk import File
 from dedupfs.store.match import match_chunks
+from dedupfs.store.owner import close_lock, noted
 from dedupfs.store.syscalls import uncached_flags
 from dedupfs.transfer.reader import Block
 
@@ -55,16 +57,17 @@ class LargeFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with _disk_errors(self._path):
             while True:
-                self._fd = os.open(self._path, flags, 0o600)
+                self._file = noted(lambda: File(os.open(self._path, flags, 0o600), self._path))
+                self._fd = self._file.fd
                 flock(self._fd, LOCK_EX)
                 if os.fstat(self._fd).st_nlink:
                     return self
-                os.close(self._fd)  # gc took it for a dead import's before it was locked
+                close_lock(self._file)  # gc took it for a dead import's before it was locked
 
     def __exit__(self, *exc_info: object) -> None:
         if self._syncer is not None:
             self._syncer.close()
-        os.close(self._fd)
+        close_lock(self._file)
         with suppress(FileNotFoundError):
             self._path.unlink()
 
