@@ -329,6 +329,7 @@ class OpenFile:
     def confirm(self) -> list[Staging]:
         """The chunks are durable: return the staging files that are no longer needed."""
         self._before = None
+        self.entry = self.named_entry()  # of a lost file only times were newer
         self.lost = False
         self.untold = []
         detached, self.detached = self.detached, []

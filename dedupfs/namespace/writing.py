@@ -135,20 +135,22 @@ def truncate(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
 def _cut_settled(state: ViewState, file: OpenFile, size: int, now_ns: int) -> None:
     """Cut off settled or journaled bytes.
 
-    Where others go with them that are in the staging file alone, the journal announces it durably:
-    or a power cut behind the cut would bring back what the journal has, with zeros in between.
+    The journal announces it, or what it has would be back after the cut if it refuses the rest.
+    Durably, where bytes go that are in the staging file alone: a power cut would do the same, with
+    zeros in between.
     """
     clipped = clip(file, size, now_ns)  # first what may be refused
-    if file.size > file.journaled_stop or file.dirty.within(size, file.recipe.size):
-        append_file(state, file.inode, [Cut(file.inode, size)], now_ns)
-        file.untold = [Truncate(file.inode, file.size)]  # it is taken back, until it is done
-        try:
+    append_file(state, file.inode, [Cut(file.inode, size)], now_ns)
+    file.untold = [Write(file.inode, 0, b"")]  # any edit takes it back, until it is done
+    try:
+        if file.size > file.journaled_stop or file.dirty.within(size, file.recipe.size):
             state.sync_journal()
-        except StoreError:
-            with suppress(StoreError):
-                tell(state, file, now_ns)
-            raise
-    cut(file, size, clipped, now_ns)
+        cut(file, size, clipped, now_ns)
+    except StoreError:
+        with suppress(StoreError):  # the next change, or fsync, tries again
+            tell_before_sync(state, file)
+            state.sync_journal()
+        raise
     file.changed(now_ns)
     tell(state, file, now_ns)
 

@@ -3,9 +3,11 @@
 Method: random calls on a view over a ``FaultyDisk``, with few names, so that they meet again and
 again. The daemon is killed between two calls, or the power goes at a random call of the disk, also
 during a fold, a recovery or a second one, and of each file and directory a random part of what was
-not synced stays. Behind a kill the view must be as it was; behind a power cut as it was behind one
-of the calls since the last fsync (tests/powercut/matching.py). Folds are rare: replay has to get
-along with what it did to the journal before.
+not synced stays; some lose the index as well. Snapshots are removed while files of theirs are open
+and changed: the view keeps the directory of one in which it has begun to change something.
+Behind a kill the view must be as it was; behind a power cut as it was behind one of the calls since
+the last fsync (tests/powercut/matching.py). Folds are rare: replay has to get along with what it
+did to the journal before.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from dedupfs.maintenance.gc import collect
+from dedupfs.maintenance.reindex import reindex
 from dedupfs.namespace.openfile import BUFFER_CHUNKS
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.store.store import Store
@@ -87,7 +91,8 @@ class Machine:
             (6, self._unlink),
             (3, self._set_attribute),
             (2, lambda: self.hands.fsync_directory(WRITER)),
-            (1, self._commit),
+            (2, self._commit),
+            (2, self._remove_snapshot),
             (1, self.hands.fold),
             (1, self._let_go),
             (1, self._collect),
@@ -174,10 +179,20 @@ class Machine:
         if files:
             self.hands.setxattr(self._rng.choice(files), "user.a", str(self._rng.random()))
 
+    def _catalog(self) -> list[str]:
+        return sorted(info.name for info in SnapshotCatalog(self.store).list())
+
     def _commit(self) -> None:
-        if self._snapshots < SNAPSHOTS_MAX:
+        catalog = self._catalog()
+        if len(catalog) < SNAPSHOTS_MAX:
             self._snapshots += 1
-            self.hands.commit(WRITER, f"{WRITER}-{self._snapshots}")
+            path = self._rng.choice([WRITER, *(name for name in catalog if self._exists(name))])
+            self.hands.commit(path, f"{WRITER}-{self._snapshots}")
+
+    def _remove_snapshot(self) -> None:
+        catalog = self._catalog()
+        if catalog:
+            self.hands.remove_snapshot(self._rng.choice(catalog))
 
     def _let_go(self) -> None:
         self.hands.view._let_go()
@@ -202,8 +217,13 @@ class Machine:
         for op in self._ops:
             if not op.ended:
                 op.ended, op.error = True, CUT
+        loses_index = self._rng.random() < 0.2
         while True:
             self.disk.lose_unsynced(self._rng if self._rng.random() < 0.8 else None)
+            if loses_index:
+                shutil.rmtree(self._path / "index")
+                report = reindex(self._path)
+                assert report.ok, report
             again = self._rng.random() < 0.3
             crash_at = self._rng.randrange(1, RECOVERY_CALLS) if again else None
             disk = FaultyDisk(crash_at=crash_at)
@@ -222,7 +242,7 @@ class Machine:
         self.store.db.close()
 
     def _compare(self) -> None:
-        catalog = {info.name for info in SnapshotCatalog(self.store).list()}
+        catalog = set(self._catalog())
         matcher = Matcher(self._tree, self._ops, BUFFERED_BYTES_MAX)
         for name, frozen in matcher.snapshots().items():
             assert name not in catalog or read_back(self.store, name) == frozen

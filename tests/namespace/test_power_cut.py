@@ -324,6 +324,18 @@ def test_what_is_synced_of_a_file_whose_bytes_were_lost_is_durable(
     machine.end()
 
 
+@pytest.mark.allow_log(STORY_OF_A_LOSS)
+def test_a_file_whose_bytes_were_lost_keeps_its_time_through_a_fold(machine: Machine) -> None:
+    lose_the_staging_file(machine, b"lost", noise("lost", LARGE_BYTES), LARGE_BYTES)
+    inode = machine.view.lookup(1, b"lost").inode
+    handle = machine.view.open(inode, os.O_RDONLY)
+    changed_ns = machine.view.getattr(inode).mtime_ns
+    machine.view.fold()
+    assert machine.view.getattr(inode).mtime_ns == changed_ns
+    machine.view.release(handle)
+    machine.end()
+
+
 def test_a_number_of_a_deleted_staging_file_is_not_given_again_while_its_journal_lives(
     machine: Machine,
 ) -> None:
@@ -353,7 +365,7 @@ def test_a_file_that_was_cut_short_before_the_journal_said_so_keeps_the_size_tha
     machine.view.write(handle, SMALL_BYTES, noise("second", LARGE_BYTES))
     machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=5))
     machine.sync(handle)
-    machine.disk.crash_at = machine.disk.calls + 3
+    machine.disk.crash_at = machine.disk.calls + 4
     with pytest.raises(Crashed):
         machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=2))
     assert [line.split()[1] for line in machine.disk.log[-2:]] == ["fsync", "write"]

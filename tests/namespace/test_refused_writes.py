@@ -5,13 +5,13 @@ read is then compared with a bytearray, at once, after a fold and after a crash.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from dedupfs.errors import StoreFullError
+from dedupfs.errors import StoreError, StoreFullError
 from dedupfs.namespace.view import AttrChange, View
 from dedupfs.store.disk import Buffer, File
 from dedupfs.store.store import Store
@@ -19,20 +19,21 @@ from tests.fakes import FaultyDisk
 from tests.namespace.conftest import assert_sound, make_small_store
 from tests.namespace.test_catalog_view import read_file, write_file
 from tests.namespace.test_lifecycle import die
+from tests.namespace.test_power_cut import Machine, carry, carry_a_new_one, clip, grow
 from tests.namespace.test_review_stories import noise
 
 SETTLED = noise(11, 3000)
 
 
 @contextmanager
-def full_for(disk: FaultyDisk, name: str = "staging.") -> Iterator[None]:
-    """Refuse each write to files whose names begin so."""
-    pwrite, refused = disk.pwrite, 0
+def full_for(disk: FaultyDisk, name: str = "staging.", *, after: int = 0) -> Iterator[None]:
+    """Refuse each write to files whose names begin so, but ``after`` so many."""
+    pwrite, refused = disk.pwrite, -after
 
     def refuse(file: File, buffers: Sequence[Buffer], offset: int) -> None:
         nonlocal refused
-        if file.path.name.startswith(name):
-            refused += 1
+        refused += file.path.name.startswith(name)
+        if file.path.name.startswith(name) and refused > 0:
             raise StoreFullError("injected")
         pwrite(file, buffers, offset)
 
@@ -125,7 +126,7 @@ def test_a_fold_helps_where_the_journal_cannot_even_be_told_of_a_truncate(
     handle = view.open(inode, os.O_RDWR)
     view.write(handle, 0, b"first")
     assert view._state.journal is not None
-    with full_for(disk, view._state.journal.path.name):
+    with full_for(disk, view._state.journal.path.name, after=1):  # of the cut it was told
         with pytest.raises(StoreFullError):
             view.setattr(inode, AttrChange(size=1001))
         with pytest.raises(StoreFullError):
@@ -141,3 +142,41 @@ def test_a_fold_helps_where_the_journal_cannot_even_be_told_of_a_truncate(
     assert read_file(again, 1, b"file") == expected
     again.close()
     store.close()
+
+
+@pytest.mark.parametrize("end", [Machine.die, Machine.cut_the_power])
+@pytest.mark.parametrize("make", [carry, carry_a_new_one, clip, grow])
+def test_a_truncate_that_the_disk_refuses_is_not_done_by_the_next_daemon(
+    tmp_path: Path,
+    make: Callable[[Machine], int],
+    end: Callable[[Machine], None],
+) -> None:
+    """Each call of the disk fails in turn, once; what the view shows then is what stays.
+
+    But when the power goes before it was synced that it was done.
+    """
+    number, refused = 0, True
+    while refused:
+        number += 1
+        machine = Machine(tmp_path / str(number))
+        handle = make(machine)
+        machine.sync(handle)
+        before = machine.read(b"file")
+        first = machine.disk.calls + number
+        machine.disk.fail_at = frozenset([first])
+        synced = False
+        with suppress(StoreError):
+            machine.view.setattr(machine.view.inode_of(handle), AttrChange(size=77))
+            machine.sync(handle)
+            synced = True
+        refused = machine.disk.calls >= first
+        shown = machine.read(b"file")
+        assert shown in (before, before[:77])
+        end(machine)
+        found = machine.read(b"file")
+        if end is Machine.die or synced:
+            assert found == shown, f"call {number}"
+        else:
+            assert found in (before, shown), f"call {number}"
+        machine.end()
+    assert number > 2

@@ -121,25 +121,44 @@ class Matcher:
         state = self._before.copy()
         best: Tree | None = None
         best_count = 0
-        problems: list[list[str]] = []
+        problems: list[tuple[int, list[str]]] = []
         owned: dict[str, set[bool | None]] = {}
         for count in range(len(self._ops) + 1):
+            taken: set[str] = set()
             if count:
+                taken = state.not_owned()
                 state.apply(self._ops[count - 1])
+                taken -= state.not_owned()
             if count < durable:
                 continue
-            found = self._problems(state, count, shown, catalog)
-            if found:
-                problems.append(found)
-                continue
-            best, best_count = state.copy(), count
-            for name, snapshot in state.snapshots.items():
-                owned.setdefault(name, set()).add(snapshot.owned)
+            candidates = [(state, count)]
+            if taken and count > durable:
+                candidates.insert(0, (self._half_done(count, taken), count - 1))
+            for candidate, done in candidates:
+                found = self._problems(candidate, done, shown, catalog)
+                if found:
+                    problems.append((done, found))
+                    continue
+                best, best_count = candidate.copy(), done
+                for name, snapshot in candidate.snapshots.items():
+                    owned.setdefault(name, set()).add(snapshot.owned)
         if best is None:
             raise LostError(self._explain(problems, durable))
         self.lost_calls = len(self._ops) - best_count
         self._catalog_has_what_it_must(best, catalog)
         return self._adopt(best, shown, catalog, owned)
+
+    def _half_done(self, count: int, taken: Set[str]) -> Tree:
+        """Return the state in which the last of ``count`` calls had not changed anything yet.
+
+        But the snapshots in which it was about to were the view's: that is journaled before.
+        """
+        state = self._before.copy()
+        for op in self._ops[: count - 1]:
+            state.apply(op)
+        for name in taken & state.snapshots.keys():
+            state.own(name)
+        return state
 
     def _catalog_has_what_it_must(self, state: Tree, catalog: Set[str]) -> None:
         changes = {
@@ -218,10 +237,10 @@ class Matcher:
         changed_later = self._last_change.get(node.ident, 0) > count
         return not is_buffered and changed_later and mtime_ns > node.mtime_ns
 
-    def _explain(self, problems: list[list[str]], durable: int) -> str:
+    def _explain(self, problems: list[tuple[int, list[str]]], durable: int) -> str:
         """Show the state that fits best, and the calls that may have been lost."""
-        fewest = len(min(problems, key=len))
-        best = [(durable + i, found) for i, found in enumerate(problems) if len(found) == fewest]
+        fewest = min(len(found) for _, found in problems)
+        best = [(count, found) for count, found in problems if len(found) == fewest]
         calls = [f"  {op}" for op in self._ops[max(0, durable - 15) :]]
         calls.insert(min(durable, 15), "  -- durable up to here --")
         lines = [f"{self._before.writer}: no state from call {durable} to {len(self._ops)} fits"]
@@ -248,6 +267,7 @@ class Matcher:
                 node.content = Content.durable(shown[path].data, whole.peak, whole.seams)
         for name, snapshot in state.snapshots.items():
             snapshot.in_catalog = name in catalog
+            snapshot.gone = None
             if len(owned[name]) > 1:
                 snapshot.owned = None
         return state

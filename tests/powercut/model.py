@@ -119,12 +119,14 @@ class Snapshot:
     """A directory that was committed; ``frozen`` is its listing then.
 
     ``owned``: the view has changed something in it, so it stays when the snapshot is removed; None
-    when a power cut left that open.
+    when a power cut left that open. ``gone``: its directory, if it was removed; who has a file of
+    it open and changes that brings it back, as the view's own.
     """
 
     frozen: Listing
     owned: bool | None = False
     in_catalog: bool = True
+    gone: Node | None = None
 
 
 class Tree:
@@ -167,6 +169,8 @@ class Tree:
 
     def apply(self, op: Op) -> None:
         """Do what a call did (if it succeeded)."""
+        if op.name == "rename" and self._is_one_inode(op):
+            return  # rename(2): both names stay
         getattr(self, f"_do_{op.name}")(op)
         for key in ("path", "to"):
             top = str(op.arguments.get(key, "")).partition("/")[0]
@@ -176,8 +180,20 @@ class Tree:
     def _own(self, node: Node) -> None:
         """Note that a file of a snapshot was changed through a handle."""
         for name, snapshot in self.snapshots.items():
-            if name in self.tops and any(found is node for found in nodes_below(self.tops[name])):
-                snapshot.owned = True
+            top = self.tops.get(name) or snapshot.gone
+            if top is not None and any(found is node for found in nodes_below(top)):
+                self.own(name)
+
+    def own(self, name: str) -> None:
+        """Note that a snapshot's directory is the view's, also if the snapshot was removed."""
+        snapshot = self.snapshots[name]
+        if snapshot.gone is not None:
+            self.tops[name], snapshot.gone = snapshot.gone, None
+        snapshot.owned = True
+
+    def not_owned(self) -> set[str]:
+        """Return the snapshots that the view has changed nothing in, or that a cut left open."""
+        return {name for name, snapshot in self.snapshots.items() if not snapshot.owned}
 
     def _put(self, path: str, node: Node) -> None:
         holder, name = self._holder(path)
@@ -238,11 +254,11 @@ class Tree:
         self._take(op.arguments["path"])
 
     def _do_rename(self, op: Op) -> None:
-        path, to = op.arguments["path"], op.arguments["to"]
-        holder, name = self._holder(to)
-        if holder.get(name) is self.find(path):
-            return  # rename(2): two names of one inode both stay
-        self._put(to, self._take(path))
+        self._put(op.arguments["to"], self._take(op.arguments["path"]))
+
+    def _is_one_inode(self, op: Op) -> bool:
+        holder, name = self._holder(op.arguments["to"])
+        return holder.get(name) is self.find(op.arguments["path"])
 
     def _do_link(self, op: Op) -> None:
         self._put(op.arguments["to"], self.find(op.arguments["path"]))
@@ -278,7 +294,7 @@ class Tree:
         assert snapshot.owned in (None, stays), f"{op}: owned {snapshot.owned}, stays {stays}"
         snapshot.owned, snapshot.in_catalog = stays, False
         if not stays:
-            self.tops.pop(name, None)
+            snapshot.gone = self.tops.pop(name, None)
 
     # --- copies ----------------------------------------------------------------------------------
 
@@ -289,7 +305,8 @@ class Tree:
         made.tops = {name: copy_node(node, seen) for name, node in self.tops.items()}
         made.handles = {number: copy_node(node, seen) for number, node in self.handles.items()}
         for name, snapshot in self.snapshots.items():
-            made.snapshots[name] = replace(snapshot)
+            gone = None if snapshot.gone is None else copy_node(snapshot.gone, seen)
+            made.snapshots[name] = replace(snapshot, gone=gone)
         return made
 
 
