@@ -230,6 +230,19 @@ def lose_header(store: Store, row: Row) -> None:
     overwrite(pack_path(store, row.location.pack), place, bytes(HEADER_BYTES))
 
 
+@pytest.mark.allow_log("chunk table unreadable", "dead record kept")
+def test_a_damaged_chunk_table_is_written_again_by_the_run_that_makes_its_copy(
+    history: Path,
+) -> None:
+    """The copy is made with the index, behind the first look at what can be healed."""
+    before = contents(history)
+    with Store.open(history) as store:
+        damage(store, any_row(store, RecordKind.CHUNK_TABLE))
+    report = in_order(history)
+    assert any("written again" in line for line in report.done)
+    assert contents(history) == before
+
+
 METADATA = [RecordKind.CHUNK, RecordKind.TREE, RecordKind.RECIPE, RecordKind.SNAPSHOT]
 
 
