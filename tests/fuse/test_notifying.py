@@ -212,7 +212,7 @@ def test_a_daemon_that_puts_away_what_somebody_has_unmounted_is_watched_no_longe
 ) -> None:
     blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
     body = blocked + "here.shutdown(socket.SHUT_RDWR); ready(None); signal.sigwait([15])"
-    with supervised(body, listener, WATCHDOG_USEC="2000000") as process:
+    with supervised(body, listener, WATCHDOG_USEC="8000000") as process:
         heard = [listener.hear()[0] for _ in range(4)]
         process.terminate()
         _out, said = process.communicate(timeout=END_TIMEOUT_S)
