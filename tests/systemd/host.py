@@ -240,7 +240,7 @@ class Host:
         while time.monotonic() < deadline:
             if self.nspawn.poll() is not None:
                 raise CannotBootError(self.console.read_text(errors="replace").strip()[-500:])
-            with suppress(FileNotFoundError):  # one that has ended meanwhile
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
                 for child in children.read_text().split():
                     if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
                         return int(child)
