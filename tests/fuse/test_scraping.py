@@ -131,7 +131,9 @@ async def test_a_page_is_served_over_ipv6(nursery: trio.Nursery) -> None:
         listener = scraping.listen("[::1]:0")
     except MountError as exc:
         pytest.skip(f"no IPv6 here: {exc}")
-    server = scraping.MetricsServer(listener, lambda: lambda: PAGE, "text/plain", idle_s_max=LIMIT_S)
+    server = scraping.MetricsServer(
+        listener, lambda: lambda: PAGE, "text/plain", idle_s_max=LIMIT_S
+    )
     nursery.start_soon(server.run)
     assert scraping.address_of(listener).startswith("[::1]:")
     assert PAGE in await say(server, b"GET /metrics HTTP/1.1\r\n\r\n")
