@@ -6,7 +6,8 @@ trio thread, in one step that no request can see half of; two are never under wa
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -51,6 +52,7 @@ class Housekeeper:
         self._auto_gc = auto_gc
         self._one_at_a_time = trio.Lock()
         self._searching = trio.Lock()
+        self._giving_back = trio.Lock()
         self._next_look_s = 0.0
         self._next_search_s = 0.0
 
@@ -88,10 +90,12 @@ class Housekeeper:
         """Free what the fold let go of, in slices between which requests are answered.
 
         What reads, waits or changes files is done in a thread; only the index's transactions are
-        this one's.
+        this one's. One at a time: a second one finds the lock of who punches taken, and so nothing
+        to give back.
         """
-        for work in self._view.relief.giving_back(hurried=hurried):
-            await trio.to_thread.run_sync(work)
+        async with self._giving_back:
+            for work in self._view.relief.giving_back(hurried=hurried):
+                await trio.to_thread.run_sync(work)
 
     async def make_room(self) -> bool:
         """A write has found the disk full: fold and free what can be; say whether to try it again.
@@ -101,19 +105,29 @@ class Housekeeper:
         may_help = False
         with trio.move_on_after(ROOM_WAIT_S):
             has_waited = self._one_at_a_time.locked()  # for one that may have made room
-            async with self._one_at_a_time:
+            async with self._one_at_a_time, self._hurry():
                 has_folded = self._view.has_changes
-                may_help = has_folded or has_waited
+                under_way = self._searching.locked() or self._giving_back.locked()
+                may_help = has_folded or has_waited or under_way
                 if has_folded:
                     await self._prepare()
                     self._view.fold()
+                if has_folded or under_way:
                     await self._give_back(hurried=True)
-                under_way = self._searching.locked()
                 if (under_way or self._may_search()) and self._view.relief.is_room_low():
                     may_help = True  # even if the time is up before all of it is back
                     found_some = await self._look_for_garbage() > 0
                     may_help = found_some or has_folded or has_waited or under_way
         return may_help
+
+    @asynccontextmanager
+    async def _hurry(self) -> AsyncIterator[None]:
+        """Have what is being given back come soon."""
+        self._view.relief.is_waited_for = True
+        try:
+            yield
+        finally:
+            self._view.relief.is_waited_for = False
 
     def _may_search(self) -> bool:
         return self._auto_gc and trio.current_time() >= self._next_search_s
@@ -125,7 +139,8 @@ class Housekeeper:
                 return 0
             self._next_search_s = trio.current_time() + LOOK_AGAIN_S
             try:
-                gained_bytes = await self._in_steps(self._view.relief.making_room())
+                async with self._giving_back:
+                    gained_bytes = await self._in_steps(self._view.relief.making_room())
             except trio.Cancelled:
                 self._next_search_s = 0.0  # whoever waits for room next goes on with it
                 raise

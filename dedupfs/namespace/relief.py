@@ -27,6 +27,8 @@ class Relief:
     def __init__(self, store: Store, *, read_only: bool) -> None:
         self._store = store
         self._read_only = read_only
+        self.is_waited_for = False
+        """Whether somebody waits for room: all that is under way hurries."""
         self._pace = Pace(_FREE_FIRST, least=_FREE_LEAST, most=_FREE_MOST)
         self._hurried = Pace(_FREE_FIRST, least=_HURRIED_LEAST, most=_FREE_MOST)
 
@@ -44,10 +46,10 @@ class Relief:
         """
         if self._read_only:
             return
-        pace = self._hurried if hurried else self._pace
         more = True
         while more:
             yield self._store.db.give_way
+            pace = self._hurried if hurried or self.is_waited_for else self._pace
             freed = yield from freeing(self._store, pace.limit)
             pace.note(freed.records, freed.held_s)
             more = freed.more and freed.records > 0

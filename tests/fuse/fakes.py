@@ -104,6 +104,7 @@ class FakeView:
         self.closed = False
         self.fold_wanted = False
         self.room_low = False
+        self.is_waited_for = False
         self.gained_bytes = 0
         self.has_changes = False
         self.makes_room_later = False

@@ -4,7 +4,7 @@ Method: trio's clock jumps to the next timer, so hours pass in no time.
 """
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -172,6 +172,41 @@ async def test_a_write_waits_for_a_search_that_is_under_way(mock_clock: Any) -> 
         nursery.cancel_scope.cancel()
     assert tried_again == [True]
     assert view.calls == ["making_room"]
+
+
+async def test_a_write_waits_for_what_is_being_given_back_and_has_it_hurry(mock_clock: Any) -> None:
+    """Beside it a search would find nothing: one at a time punches, and the other one does not."""
+    view = FakeView()
+    view.room_low = view.fold_wanted = True
+    entered, go_on = threading.Event(), threading.Event()
+
+    def give_back(*, hurried: bool = False) -> Iterator[Callable[[], object]]:
+        yield entered.set
+        yield lambda: go_on.wait(60)
+        view.calls.append("given back")
+
+    view.giving_back = give_back  # type: ignore[assignment]
+    keeper = Housekeeper(view.as_view())
+    tried_again: list[bool] = []
+
+    async def write() -> None:
+        tried_again.append(await keeper.make_room())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.run)
+        await testing.wait_all_tasks_blocked()
+        mock_clock.jump(CHECK_INTERVAL_S)
+        await trio.to_thread.run_sync(entered.wait, 60)
+        async with trio.open_nursery() as writers:
+            writers.start_soon(write)
+            await testing.wait_all_tasks_blocked()
+            assert view.is_waited_for
+            go_on.set()
+        nursery.cancel_scope.cancel()
+    assert tried_again == [True]
+    assert not view.is_waited_for
+    assert view.calls[:3] == ["prepare_fold", "fold", "given back"]
+    assert view.calls.count("making_room") == 1
 
 
 async def test_a_write_that_waited_for_another_one_s_fold_is_tried_again() -> None:
