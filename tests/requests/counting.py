@@ -20,6 +20,7 @@ _LINE = re.compile(r"DEBUG dedupfs\.fuse\.operations: (\w+)\((.*)")
 _LAST = "statfs"
 _TRIES = 3
 _SIZED = re.compile(r"\d+, \d+, (\d+)\)")
+Try = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +74,27 @@ class Counted:
         call()
         return self._until_now()
 
-    def fewest(self, call: Callable[[int], object]) -> list[Request]:
+    def fewest(self, call: Try, before: Try | None = None) -> list[Request]:
         """Return the fewest requests of several tries, each of which is told its number.
 
         What the kernel knows it may forget at any time: when memory is short, or when anybody on
-        the machine says so in /proc/sys/vm/drop_caches.
+        the machine says so in /proc/sys/vm/drop_caches. So what a try needs to be known is looked
+        at right ``before`` it, uncounted.
         """
-        tries = [self.requests(partial(call, number)) for number in range(_TRIES)]
+        tries = []
+        for number in range(_TRIES):
+            if before is not None:
+                before(number)
+            tries.append(self.requests(partial(call, number)))
         return min(reversed(tries), key=len)  # of equals the last, which knows most
 
-    def names(self, call: Callable[[int], object]) -> list[str]:
+    def names(self, call: Try, before: Try | None = None) -> list[str]:
         """Return the names of the fewest requests, in their order."""
-        return [request.name for request in self.fewest(call)]
+        return [request.name for request in self.fewest(call, before)]
 
-    def counts(self, call: Callable[[int], object]) -> dict[str, int]:
+    def counts(self, call: Try, before: Try | None = None) -> dict[str, int]:
         """Return how many of the fewest requests there are of each name."""
-        return dict(Counter(self.names(call)))
+        return dict(Counter(self.names(call, before)))
 
     def _until_now(self) -> list[Request]:
         statvfs(self.path)
