@@ -1,0 +1,37 @@
+"""A store without run/, as a backup that leaves out sockets and locks brings it back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from dedupfs.maintenance.check import check
+from dedupfs.namespace.view import View
+from dedupfs.store import Store
+from tests.damage.harness import require_told, run, write_file
+from tests.maintenance.samples import SMALL, import_directory, make_directory
+
+
+def test_every_kind_of_command_goes_on_in_a_store_without_its_run_directory(
+    tmp_path: Path,
+) -> None:
+    path, source = tmp_path / "store", make_directory(tmp_path / "source")
+    with Store.create(path, **SMALL) as store:
+        import_directory(store, source, "one")
+        view = View.bring_back(store, "view")
+        write_file(view, b"own", b"own")
+        view.close()
+    (source / "new").write_bytes(b"new")
+    commands: list[tuple[str, ...]] = [
+        ("import", str(path), str(source), "two"),
+        ("view", "diff", str(path), "view"),
+        ("rm", str(path), "one"),
+        ("gc", str(path)),
+        ("check", str(path)),
+    ]
+    for command in commands:
+        shutil.rmtree(path / "run")
+        assert require_told(run(*command)).code == 0, command
+    shutil.rmtree(path / "run")
+    with Store.open(path) as store:
+        assert check(store).ok
