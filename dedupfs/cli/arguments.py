@@ -35,7 +35,9 @@ def completed_with(kind: str) -> Callable[..., list["CompletionItem"]]:
 
 
 STORE = click.argument(
-    "store", type=click.Path(path_type=Path), shell_complete=completed_with("directory")
+    "store",
+    type=click.Path(readable=False, path_type=Path),
+    shell_complete=completed_with("directory"),
 )
 STORES = click.argument(
     "stores",

@@ -127,6 +127,8 @@ def test_gc_and_scrub_of_a_users_store_below_home_run_as_that_user(unmounted: Us
     instance = host.run(f"systemd-escape --path {HOME}/store")
     for name in ("gc", "scrub"):
         unit = f"dedupfs-{name}@{instance}.service"
+        host.run(f"systemctl start '{unit}'", code=1)  # in a sandbox that lets root look nowhere
+        assert "belongs to user" in host.run(f"journalctl --boot --output=cat --unit '{unit}'")
         directory = f"{DROP_INS}/{unit}.d"
         host.put(f"{directory}/user.conf", f"[Service]\nUser={NAME}\n")
         host.run(f"systemctl daemon-reload && systemctl start '{unit}'")
