@@ -47,7 +47,11 @@ from dedupfs.volumes.options import Options, ParseSize
 log = logging.getLogger(__name__)
 
 USER_CHARACTERS_MAX = 256
-DAEMON_S_MAX = 100.0
+MOUNT_S_MAX = 110.0
+UNMOUNT_S_MAX = 50.0
+"""Docker waits two minutes for a mount, one for all else (volume/drivers/proxy.go) ..."""
+START_S = 10.0
+"""... and this much of them is left to a mount that waits for the last one's daemon."""
 DAEMON_STEP_S = 0.05
 
 
@@ -71,7 +75,7 @@ class Driver:
         """Find out what the last plugin, or the machine's last boot, has left."""
         volumes = self._ledger.all()
         if volumes:
-            self._mounter.settle()
+            self._mounter.settle(_within(MOUNT_S_MAX))
         for volume in volumes:
             try:
                 self._recover(volume)
@@ -87,12 +91,12 @@ class Driver:
                 self._set_users(volume, ())
         elif not volume.users:
             log.info("mounted for nobody volume=%s", volume.name)
-            self._mounter.end(volume.name)
+            self._mounter.end(volume.name, _within(UNMOUNT_S_MAX))
 
     def _recover_pending(self, volume: Volume) -> None:
         log.info("only begun volume=%s pending=%s", volume.name, volume.pending)
         if self._mounter.is_mounted(volume.name):  # it was used again instead of being removed
-            self._mounter.end(volume.name)
+            self._mounter.end(volume.name, _within(UNMOUNT_S_MAX))
         try:
             self._finish(volume)
         except StoreBusyError:
@@ -141,18 +145,20 @@ class Driver:
         Raises:
             NotFoundError: no such volume. StoreBusyError: somebody uses it.
         """
+        until_s = _within(UNMOUNT_S_MAX)
         with self._volume_lock(name):
             volume = self._volume(name)
+            self._outlast_workers(name, until_s)
             mounted = self._mounter.is_mounted(name)
             if mounted and volume.users:
                 raise StoreBusyError(
                     f"volume {name!r} is in use by {len(volume.users)} container(s); if there are "
                     f"none, run 'dedupfs umount {self._mounter.place(name)}'"
                 )
-            if mounted:
-                self._mounter.end(name)
+            if mounted and not self._mounter.end(name, until_s):
+                raise _still_busy(name)
             self._mounter.forget(name)
-            self._outlast(volume)
+            self._outlast(volume, until_s)
             if volume.view_id and not volume.pending:
                 self._remove_with_view(volume)
             else:
@@ -196,33 +202,39 @@ class Driver:
             NotFoundError: no such volume. MountError, DedupfsError: it cannot be mounted.
         """
         _check_user(user)
+        until_s = _within(MOUNT_S_MAX)
         with self._volume_lock(name):
             volume = self._volume(name)
             if volume.pending == "made":
                 raise NotFoundError(f"volume {name!r} was only begun: create it again")
+            self._outlast_workers(name, until_s - START_S)
             users = volume.users if self._mounter.is_mounted(name) else ()
             if user not in users and len(users) >= USERS_MAX:
                 raise UsageError(f"volume {name!r} has {USERS_MAX:,} users already")
             self._require_view(volume)
-            self._outlast(volume)
-            self._mounter.ensure(name, volume.options)
+            self._outlast(volume, until_s - START_S)
+            self._mounter.ensure(name, volume.options, until_s)
             try:
                 if user not in users:
                     self._set_users(volume, (*users, user))
             except DedupfsError:
                 if not users:
                     with suppress(MountError):  # the first failure is the one to tell
-                        self._mounter.end(name)
+                        self._mounter.end(name, until_s)
                 raise
             return self._mounter.place(name)
 
     def unmount(self, name: str, user: str) -> None:
-        """Let ``user`` go; with the last one goes the mount.
+        """Let ``user`` go; with the last one goes the mount, which may take longer than this.
+
+        Who is told that it failed takes the volume for mounted (Podman), or never asks again
+        (Docker); the next mount waits for it.
 
         Raises:
             NotFoundError: no such volume. MountError: it cannot be unmounted now; say it again.
         """
         _check_user(user)
+        until_s = _within(UNMOUNT_S_MAX)
         with self._volume_lock(name):
             volume = self._volume(name)
             users = tuple(other for other in volume.users if other != user)
@@ -234,8 +246,14 @@ class Driver:
                         raise
                     # They are users of a mount, and that goes: Docker would not ask again.
                     log.warning("its last user is still written down volume=%s: %s", name, exc)
-            if not users and self._mounter.is_mounted(name):
-                self._mounter.end(name)
+            if not users and not self._end(name, until_s):
+                log.warning("still being unmounted volume=%s", name)
+
+    def _end(self, name: str, until_s: float) -> bool:
+        """Unmount if need be; return whether that was done in time."""
+        if not self._mounter.outlast(name, until_s):
+            return False
+        return not self._mounter.is_mounted(name) or self._mounter.end(name, until_s)
 
     def get(self, name: str) -> tuple[Volume, Path | None]:
         """Return a volume and where it is mounted, without touching the mount.
@@ -324,7 +342,11 @@ class Driver:
                 f"{volume.options.store}: remove the volume"
             )
 
-    def _outlast(self, volume: Volume) -> None:
+    def _outlast_workers(self, name: str, until_s: float) -> None:
+        if not self._mounter.outlast(name, until_s):
+            raise _still_busy(name)
+
+    def _outlast(self, volume: Volume, until_s: float) -> None:
         """Wait until the daemon of the volume's last mount has put the view away.
 
         Anybody else's is not waited for: who needs the view then says who has it.
@@ -334,7 +356,6 @@ class Driver:
             return
         path = Path(volume.options.store)
         is_asked = False
-        until_s = time.monotonic() + DAEMON_S_MAX
         while time.monotonic() < until_s:
             with self._store_lock, Store.open(path) as store:
                 owner = view_owner(store, volume.options.view)
@@ -347,6 +368,14 @@ class Driver:
                     if daemon is not None:
                         stop(daemon)
             time.sleep(DAEMON_STEP_S)
+
+
+def _within(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def _still_busy(name: str) -> MountError:
+    return MountError(f"volume {name!r} is still being mounted or unmounted: try again later")
 
 
 def _check_user(user: str) -> None:

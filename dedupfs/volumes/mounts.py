@@ -7,6 +7,7 @@ side, ``carry_out`` the worker's: it alone touches mounts. Knows no volume.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,30 +60,42 @@ class Mounter:
         found = mountpoints.mount_at(self.place(name))
         return found is not None and found.is_ours
 
-    def settle(self) -> None:
+    def settle(self, until_s: float) -> None:
         """Return when nothing that the last plugin has ordered is under way any more.
 
         Raises:
             MountError: that takes too long.
         """
-        self.workers.do(msgspec.json.encode(_Nothing()))
+        if not self.workers.do(msgspec.json.encode(_Nothing()), "", until_s):
+            raise MountError("an earlier plugin's mounts are not settled")
 
-    def ensure(self, name: str, options: Options) -> None:
+    def outlast(self, name: str, until_s: float) -> bool:
+        """Wait for what goes on for a volume after its answer; return whether nothing does.
+
+        An unmount that goes on would take the mount from under whoever uses it meanwhile.
+        """
+        return self.workers.outlast(name, until_s)
+
+    def ensure(self, name: str, options: Options, until_s: float) -> None:
         """Return when the volume's mount answers.
 
         Raises:
-            DedupfsError: it cannot be mounted.
+            DedupfsError: it cannot be mounted. MountError: not in time.
         """
         order = _Mount(os.fspath(self.place(name)), options, self.allow_other)
-        self.workers.do(msgspec.json.encode(order))
+        if not self.workers.do(msgspec.json.encode(order), name, until_s):
+            raise MountError(f"volume {name!r} is still being mounted: try again later")
 
-    def end(self, name: str) -> None:
+    def end(self, name: str, until_s: float) -> bool:
         """Unmount, and have the daemon end; one with much to put away still does so on return.
+
+        Returns whether that was done in time: else it goes on.
 
         Raises:
             MountError: it cannot be unmounted.
         """
-        self.workers.do(msgspec.json.encode(_Unmount(os.fspath(self.place(name)))))
+        order = _Unmount(os.fspath(self.place(name)))
+        return self.workers.do(msgspec.json.encode(order), name, until_s)
 
     def forget(self, name: str) -> None:
         """Remove the mount point of a volume that is not mounted.
@@ -139,6 +152,17 @@ def _require_seen(place: Path) -> None:
 
 
 def _unmount(place: Path) -> None:
+    """Unmount, and leave no directory: a container would take it for the volume, and write there.
+
+    Podman mounts no volume that it believes mounted, and that is what it believes after an unmount
+    whose answer it did not wait for (libpod/volume_internal_linux.go, ``MountCount``).
+    """
+    _end(place)
+    with suppress(OSError):  # it is not empty, say: whose that is, nobody knows
+        place.rmdir()
+
+
+def _end(place: Path) -> None:
     """Unmount, and end a daemon that goes on because a mount namespace has a copy of its mount.
 
     Some container that is given all of ``/``, say. As long as the daemon has the view, nobody

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 COMMAND = "volume-workers"
 LOCK_NAME = "workers"
 ORDER_BYTES_MAX = 1 << 16
-ORDER_S_MAX = 110.0
-"""Docker gives up after two minutes."""
 LEFT_S_MAX = 30.0
 """So long may a worker of an earlier plugin go on ..."""
 LEFT_STEP_S = 0.05
@@ -53,6 +52,7 @@ class Workers:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+        self._said: dict[str, BinaryIO] = {}  # by those that are under way
 
     def start(self) -> None:
         """Let the process begin to import, if there is none.
@@ -63,28 +63,40 @@ class Workers:
         with self._lock:
             self._connected()
 
-    def do(self, order: bytes) -> None:
-        """Return when a worker has carried ``order`` out.
+    def do(self, order: bytes, about: str, until_s: float) -> bool:
+        """Have a worker carry ``order`` out; return whether it has by ``until_s`` (monotonic).
+
+        One that takes longer goes on: ``outlast`` it before the next one ``about`` the same.
 
         Raises:
-            DedupfsError: what the worker raised. MountError: it ended, or takes too long.
+            DedupfsError: what the worker raised. MountError: it ended.
         """
         reader, writer = os.pipe()
-        with open(reader, "rb", buffering=0) as said:
-            try:
-                self._give(order, writer)
-            finally:
-                os.close(writer)
-            answer = _read_within(said.fileno(), ORDER_S_MAX)
+        self._said[about] = open(reader, "rb")  # noqa: SIM115 - it stays when that takes too long
+        try:
+            self._give(order, writer)
+        finally:
+            os.close(writer)
+        answer = _read_until(reader, until_s)
         if answer is None:
-            raise MountError(f"it took more than {ORDER_S_MAX:.0f} s, and goes on")
+            return False
+        self._said.pop(about).close()
         if answer == _DONE:
-            return
+            return True
         try:
             failed = msgspec.json.decode(answer, type=Failed)
         except msgspec.DecodeError:
             raise MountError("the worker ended before it was done") from None
         raise failed.raised()
+
+    def outlast(self, about: str, until_s: float) -> bool:
+        """Wait for an order about this that took too long; return whether none is under way."""
+        said = self._said.get(about)
+        if said is not None:
+            if _read_until(said.fileno(), until_s) is None:
+                return False
+            self._said.pop(about).close()
+        return True
 
     def close(self) -> None:
         """Let the process end; its workers bring their orders to an end."""
@@ -133,12 +145,12 @@ class Workers:
             self._process = None
 
 
-def _read_within(fd: int, seconds: float) -> bytes | None:
+def _read_until(fd: int, until_s: float) -> bytes | None:
     """Return all that comes until the last writer is gone; None: that is not in time."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     said = b""
-    while poll.poll(seconds * 1000):
+    while poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
         data = os.read(fd, ORDER_BYTES_MAX)
         if not data:
             return said

@@ -51,8 +51,9 @@ OTHERS = {"limit": "2MiB"}
 class NoWorkers(Workers):
     """There are no mounts."""
 
-    def do(self, order: bytes) -> None:
+    def do(self, order: bytes, about: str, until_s: float) -> bool:
         assert b"nothing" in order
+        return True
 
 
 class Place:
