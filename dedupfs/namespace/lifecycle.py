@@ -354,7 +354,7 @@ def _read_journal(store: Store, path: Path) -> bytes:
 def _header(data: bytes, row: ViewRow, directory: Path) -> JournalHeader:
     try:
         header, _ = decode_header(data)
-    except TornRecordError as exc:  # it was durable before the index named it
+    except (CorruptError, TornRecordError) as exc:  # it was durable before the index named it
         raise CorruptError(f"{journal_path(directory, row.generation)}: {exc}") from exc
     if (header.view_id, header.generation) != (row.view_id, row.generation):
         raise CorruptError(

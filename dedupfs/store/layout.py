@@ -229,6 +229,8 @@ def read_config(layout: Layout, disk: Disk) -> StoreConfig:
 def _not_a_store(root: Path) -> str:
     if not root.exists():
         return f"{root} does not exist; make a store with: dedupfs init {root}"
+    if (root / "packs").is_dir() and (root / "index").is_dir():
+        return f"{root} is a store without its {CONFIG_NAME} ({_CURE})"
     return f"{root} is not a dedupfs store (no {CONFIG_NAME}); make one with: dedupfs init DIR"
 
 

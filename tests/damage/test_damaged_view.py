@@ -195,7 +195,8 @@ def test_a_view_whose_journal_begins_with_damage_comes_back_as_of_its_last_fold(
         row = find_view(store, "all")
         assert row is not None
     flip(journal_path(view_directory(path, "all"), row.generation), 12)
-    refused(run("view", "diff", path, "all"), "view 'all'", "journal", "check --repair")
+    words = ("view 'all'", f"views/all/journal.{row.generation:08d}", "check --repair")
+    refused(run("view", "diff", path, "all"), *words)
     repaired = require_told(run("check", "--repair", path))
     assert "view all is as of its last fold" in repaired.out.decode()
     assert "own" in done(run("view", "diff", path, "all"))

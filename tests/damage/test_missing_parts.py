@@ -1,4 +1,4 @@
-"""A store without run/, as a backup that leaves out sockets and locks brings it back."""
+"""A store without run/, as a backup may bring it back that leaves out locks, or its settings."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def test_every_kind_of_command_goes_on_in_a_store_without_its_run_directory(
     shutil.rmtree(path / "run")
     with Store.open(path) as store:
         assert check(store).ok
+
+
+def test_a_store_without_its_configuration_is_not_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    Store.create(path, **SMALL).close()
+    (path / "dedupfs.json").unlink()
+    ended = require_told(run("ls", path))
+    assert ended.code == 2
+    assert "dedupfs check --repair" in ended.err
+    assert require_told(run("check", "--repair", path)).code == 0
+    assert require_told(run("ls", path)).code == 0
