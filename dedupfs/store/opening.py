@@ -3,6 +3,8 @@
 Source: docs/format.md, "Layout".
 """
 
+from contextlib import suppress
+
 from dedupfs.errors import StoreError
 from dedupfs.model import StoreConfig
 from dedupfs.store.db import Database
@@ -40,4 +42,7 @@ def open_index(layout: Layout, disk: Disk, *, create: bool) -> Database:
         disk.mkdir(layout.run)
     elif "data.mdb" not in disk.listdir(layout.index):
         raise StoreError(f"{layout.root} has no index; run: dedupfs reindex {layout.root}")
+    elif not layout.run.is_dir():  # a copy may be without it, since nothing in it lasts
+        with suppress(StoreError):  # it is there to be read alone
+            disk.mkdir(layout.run)
     return Database(layout.index, create=create)

@@ -96,7 +96,7 @@ class Owner:
     def _lock(self) -> File:
         path = self._layout.owner_lock(self.name)
         while True:
-            file = _open_in_run(self._layout, self._disk, path)
+            file = open_lock(self._disk, path, create=True)
             if not self._disk.lock(file):
                 raise StoreError(f"{path} is locked by somebody else")
             if same_file(file, path):  # else somebody took the name away before it was locked
@@ -139,15 +139,6 @@ def _command_line() -> str:
         return ""
 
 
-def _open_in_run(layout: Layout, disk: Disk, path: Path) -> File:
-    """Open a lock's file in run/, which a copy of a store may be without: nothing in it lasts."""
-    try:
-        return open_lock(disk, path, create=True)
-    except FileNotFoundError:
-        disk.mkdir(layout.run)
-        return open_lock(disk, path, create=True)
-
-
 def is_dead(layout: Layout, disk: Disk, owner: bytes, *, tidy: bool = True) -> bool:
     """Whether the process that ``owner`` names has ended; its lock file is removed if so.
 
@@ -174,7 +165,7 @@ def exclusive(layout: Layout, disk: Disk, name: str, *, wait: bool = True) -> It
 
     Without ``wait`` it may be somebody else's.
     """
-    file = _open_in_run(layout, disk, layout.run / f"{name}.lock")
+    file = open_lock(disk, layout.run / f"{name}.lock", create=True)
     try:
         yield disk.lock(file, wait=wait)
     finally:

@@ -9,13 +9,16 @@ from dedupfs.maintenance.check import check
 from dedupfs.namespace.view import View
 from dedupfs.store import Store
 from tests.damage.harness import require_told, run, write_file
-from tests.maintenance.samples import SMALL, import_directory, make_directory
+from tests.maintenance.samples import SMALL, import_directory, make_directory, noise
 
 
 def test_every_kind_of_command_goes_on_in_a_store_without_its_run_directory(
     tmp_path: Path,
 ) -> None:
     path, source = tmp_path / "store", make_directory(tmp_path / "source")
+    target, adopted = tmp_path / "target", tmp_path / "adopted"
+    adopted.mkdir()
+    (adopted / "large").write_bytes(noise("large", 9 << 20))
     with Store.create(path, **SMALL) as store:
         import_directory(store, source, "one")
         view = View.bring_back(store, "view")
@@ -24,7 +27,10 @@ def test_every_kind_of_command_goes_on_in_a_store_without_its_run_directory(
     (source / "new").write_bytes(b"new")
     commands: list[tuple[str, ...]] = [
         ("import", str(path), str(source), "two"),
+        ("import", "--adopt", str(path), str(adopted), "adopted"),
         ("view", "diff", str(path), "view"),
+        ("checkout", str(path), "two", str(target), "--link", "hardlink"),
+        ("checkout", "rm", str(target)),
         ("rm", str(path), "one"),
         ("gc", str(path)),
         ("check", str(path)),
