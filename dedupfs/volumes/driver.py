@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 USER_CHARACTERS_MAX = 256
 MOUNT_S_MAX = 110.0
 UNMOUNT_S_MAX = 50.0
-"""Docker waits two minutes for a mount, one for all else (volume/drivers/proxy.go) ..."""
+"""Docker waits two minutes for a mount, one for its end (volume/drivers/proxy.go) ..."""
 START_S = 10.0
 """... and this much of them is left to a mount that waits for the last one's daemon."""
 DAEMON_STEP_S = 0.05
@@ -76,27 +76,30 @@ class Driver:
         volumes = self._ledger.all()
         if volumes:
             self._mounter.settle(_within(MOUNT_S_MAX))
+        until_s = _within(UNMOUNT_S_MAX)  # for all: nobody is answered before
         for volume in volumes:
             try:
-                self._recover(volume)
+                self._recover(volume, until_s)
             except DedupfsError as exc:  # one volume's trouble, or a full disk, is not the others'
                 log.warning("not put in order volume=%s: %s", volume.name, exc)
 
-    def _recover(self, volume: Volume) -> None:
+    def _recover(self, volume: Volume, until_s: float) -> None:
         if volume.pending:
-            self._recover_pending(volume)
+            self._recover_pending(volume, until_s)
         elif not self._mounter.is_mounted(volume.name):
             if volume.users:
                 log.info("not mounted any more volume=%s", volume.name)
                 self._set_users(volume, ())
         elif not volume.users:
             log.info("mounted for nobody volume=%s", volume.name)
-            self._mounter.end(volume.name, _within(UNMOUNT_S_MAX))
+            if not self._end(volume.name, until_s):
+                raise _still_busy(volume.name)
 
-    def _recover_pending(self, volume: Volume) -> None:
+    def _recover_pending(self, volume: Volume, until_s: float) -> None:
         log.info("only begun volume=%s pending=%s", volume.name, volume.pending)
-        if self._mounter.is_mounted(volume.name):  # it was used again instead of being removed
-            self._mounter.end(volume.name, _within(UNMOUNT_S_MAX))
+        # It may be mounted: it was used again instead of being removed.
+        if not self._end(volume.name, until_s):
+            raise _still_busy(volume.name)
         try:
             self._finish(volume)
         except StoreBusyError:
@@ -208,7 +211,9 @@ class Driver:
             if volume.pending == "made":
                 raise NotFoundError(f"volume {name!r} was only begun: create it again")
             self._outlast_workers(name, until_s - START_S)
-            users = volume.users if self._mounter.is_mounted(name) else ()
+            if volume.users and not self._mounter.is_mounted(name):
+                volume = self._set_users(volume, ())  # first: the mount may come late, or we die
+            users = volume.users
             if user not in users and len(users) >= USERS_MAX:
                 raise UsageError(f"volume {name!r} has {USERS_MAX:,} users already")
             self._require_view(volume)
@@ -294,8 +299,10 @@ class Driver:
         with self._ledger_lock:
             self._ledger.remove(name)
 
-    def _set_users(self, volume: Volume, users: tuple[str, ...]) -> None:
-        self._put(msgspec.structs.replace(volume, users=users, pending=""))
+    def _set_users(self, volume: Volume, users: tuple[str, ...]) -> Volume:
+        changed = msgspec.structs.replace(volume, users=users, pending="")
+        self._put(changed)
+        return changed
 
     def _require_unused(self, wanted: Options) -> None:
         """Refuse a second volume of one view: a view has one mount."""

@@ -1,7 +1,7 @@
 """A volume whose daemon hangs: who waits is answered in time, and nothing that is late does harm.
 
-Method: the plugin's driver with its real workers, and limits of a moment. The daemon is stopped by
-SIGSTOP, so that an unmount is under way until it goes on.
+Method: the plugin's driver with its real workers, and limits of a moment. The daemon, or the process
+that forks the workers, is stopped by SIGSTOP: what it was asked for is under way until it goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dedupfs.cli import main
@@ -19,6 +20,7 @@ from dedupfs.errors import MountError
 from dedupfs.fuse.mountpoints import mount_at
 from dedupfs.maintenance.check import check
 from dedupfs.namespace import live
+from dedupfs.namespace.views import find_view
 from dedupfs.store import Store
 from dedupfs.volumes import driver as volumes
 from dedupfs.volumes.driver import Driver
@@ -35,6 +37,11 @@ NAME = "job"
 class Waited(Workers):
     """They end before the test does."""
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal to the process that forks them."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def close(self) -> None:
         process = self._process
         super().close()
@@ -43,18 +50,28 @@ class Waited(Workers):
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Driver]:
-    store, state = tmp_path / "store", tmp_path / "state"
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(tmp_path / "state")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def workers(ledger: Ledger) -> Waited:
+    return Waited(ledger.directory)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, ledger: Ledger, workers: Waited) -> Iterator[Driver]:
+    store = tmp_path / "store"
     assert main(["init", str(store)]) == 0
-    ledger, workers = Ledger.open(state), Waited(state)
     try:
-        mounter = Mounter(state / "mounts", allow_other=False, workers=workers)
+        mounter = Mounter(ledger.directory / "mounts", allow_other=False, workers=workers)
         driver = Driver([store], ledger, mounter, parse_size)
         driver.create(NAME, {})
         yield driver
     finally:
         workers.close()
-        ledger.close()
         detach_all_below(tmp_path)
     with Store.open(store) as opened:
         report = check(opened)
@@ -91,3 +108,48 @@ def test_an_unmount_that_is_late_does_not_take_the_mount_from_the_next_container
     assert not place.exists()  # a container that is given it by mistake does not start
     driver.remove(NAME)
     assert driver.list() == []
+
+
+def test_a_mount_that_is_late_is_not_for_those_who_used_an_earlier_one(
+    driver: Driver, workers: Waited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = driver.mount(NAME, "one")
+    assert main(["umount", str(place)]) == 0
+    workers.tell(signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as short:
+            short.setattr(volumes, "MOUNT_S_MAX", 0.3)
+            with pytest.raises(MountError, match="still being mounted"):
+                driver.mount(NAME, "two")
+    finally:
+        workers.tell(signal.SIGCONT)
+    assert driver.mount(NAME, "two") == place
+    ((volume, where),) = driver.list()
+    assert (volume.users, where) == (("two",), place)
+    driver.unmount(NAME, "two")
+    assert mount_at(place) is None, "nobody who could unmount it is left"
+
+
+@pytest.mark.allow_log("not put in order")
+def test_a_removal_that_was_begun_waits_for_a_mount_that_hangs(
+    driver: Driver, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is mounted: somebody used it again instead, and that plugin died, too."""
+    place = driver.mount(NAME, "one")
+    volume = msgspec.structs.replace(driver.get(NAME)[0], users=(), pending="removed")
+    ledger.put(volume)
+    daemon = live.daemon_of_view(tmp_path / "store", NAME)
+    assert daemon is not None
+    os.kill(daemon.running.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as short:
+            short.setattr(volumes, "UNMOUNT_S_MAX", 0.3)
+            driver.recover()
+        assert ledger.get(NAME) == volume
+    finally:
+        os.kill(daemon.running.pid, signal.SIGCONT)
+    driver.remove(NAME)
+    assert driver.list() == []
+    assert not place.exists()
+    with Store.open(tmp_path / "store") as store:
+        assert find_view(store, NAME) is None
