@@ -1,7 +1,7 @@
 """A volume whose daemon hangs: who waits is answered in time, and nothing that is late does harm.
 
-Method: the plugin's driver with its real workers, and limits of a moment. The daemon, or the process
-that forks the workers, is stopped by SIGSTOP: what it was asked for is under way until it goes on.
+Method: the plugin's driver with its real workers, and limits of a moment. The daemon, or what forks
+the workers, is stopped by SIGSTOP: what it was asked for is under way until it goes on.
 """
 
 from __future__ import annotations
