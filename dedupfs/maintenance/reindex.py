@@ -86,6 +86,15 @@ class ReindexReport:
         lost = lost or self.lost_checkouts
         return not lost and not self.problems
 
+    def take_losses_of(self, before: "ReindexReport") -> None:
+        """Add what an index that was made just before had found lost: it was put aside then."""
+        self.renamed = list(dict.fromkeys(before.renamed + self.renamed))
+        self.damaged = list(dict.fromkeys(before.damaged + self.damaged))
+        self.lost_packs = list(dict.fromkeys(before.lost_packs + self.lost_packs))
+        self.lost_views = list(dict.fromkeys(before.lost_views + self.lost_views))
+        self.shortened_views = list(dict.fromkeys(before.shortened_views + self.shortened_views))
+        self.lost_checkouts = list(dict.fromkeys(before.lost_checkouts + self.lost_checkouts))
+
 
 def reindex(
     path: Path, *, progress: Progress | None = None, disk: Disk | None = None

@@ -3,9 +3,9 @@
 In this order, each step only where something is wrong: dedupfs.json from its copy in the index;
 damaged records from their bytes, where the store has them (heal.py); the index, reference counts
 and free ranges among it, from packs and journals (reindex.py), beside the old one, which stays
-until the new one takes its place; what dead processes left; damaged chunk tables, of which a new
-index has copies. Then the store is checked again, and what that finds is what could not be
-repaired. No file is ever replaced or dropped: that is ``dedupfs rm``'s.
+until the new one takes its place; what dead processes left; once more damaged records, and then
+the index, for what only the new index told of. Then the store is checked again, and what that finds
+is what could not be repaired. No file is ever replaced or dropped: that is ``dedupfs rm``'s.
 """
 
 import logging
@@ -182,25 +182,28 @@ class _Repair:
             self._heal(store, found)
         return found
 
-    def _heal(self, store: Store, problems: list[Problem]) -> None:
-        """Heal what can be; when that was something, ``left`` is what check says then."""
+    def _heal(self, store: Store, problems: list[Problem]) -> bool:
+        """Heal what can be; whether that was something: ``left`` is what check says then."""
         seen = set[RecordId]()
         while True:  # check names 10,000 problems at a time
             bad = [problem.record_id for problem in problems if problem.code == "record"]
             healed = heal(store, map(_record_id, bad), dry_run=self._dry_run)
             if {record.record_id for record in healed} <= seen:
-                return
+                return bool(seen)
             for record in healed:
                 self._did(str(record))
             if self._dry_run:
-                return
+                return False
             seen |= {record.record_id for record in healed}
             problems = check(store, progress=self._tell("check")).problems
             self._report.left = problems
 
     def _rebuild(self, config: StoreConfig) -> None:
         if not self._dry_run:
+            before = self._report.reindex
             self._report.reindex = rebuild_index(self._layout, config, self._disk, self._progress)
+            if before is not None:
+                self._report.reindex.take_losses_of(before)
         self._did("the index is made anew from the packs and the journals of views")
 
     def _finish(self, config: StoreConfig) -> None:
@@ -212,10 +215,22 @@ class _Repair:
                 self._did(f"{removed} files that dead processes left are removed")
             self._remove_unfinished()
             self._report.left = check(store, progress=self._tell("check")).problems
-            if self._report.reindex is not None:
-                # It has made chunk tables anew: of a damaged one there is a copy only now.
-                self._heal(store, self._report.left)
-                self._report.reindex.problems = self._report.left
+        if self._report.reindex is not None:
+            self._heal_once_more(config)
+            self._report.reindex.problems = self._report.left
+
+    def _heal_once_more(self, config: StoreConfig) -> None:
+        """Heal what only the new index told of: what is damaged, or where a copy of it is.
+
+        What a damaged record refers to was not counted, so when one was healed, nothing may be
+        freed before it is: by one more index.
+        """
+        with self._open(config) as store:
+            has_healed = self._heal(store, self._report.left)
+        if has_healed and _is_rebuilt_for(self._report.left):
+            self._rebuild(config)
+            with self._open(config) as store:
+                self._report.left = check(store, progress=self._tell("check")).problems
 
     def _remove_unfinished(self) -> None:
         """Remove what a crash of reindex, of this, or of ``init`` leaves beside the real thing."""

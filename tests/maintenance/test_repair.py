@@ -17,7 +17,12 @@ from pathlib import Path
 import pytest
 
 from dedupfs.errors import CorruptError, StoreBusyError, UsageError
-from dedupfs.format.keys import encode_location, with_references
+from dedupfs.format.keys import (
+    decode_pack_row,
+    encode_location,
+    encode_pack_key,
+    with_references,
+)
 from dedupfs.format.pack import HEADER_BYTES
 from dedupfs.maintenance.check import check
 from dedupfs.maintenance.gc import collect
@@ -36,6 +41,7 @@ from tests.maintenance.samples import (
     damage,
     import_directory,
     lose_index,
+    noise,
     overwrite,
     pack_path,
     read_back,
@@ -317,6 +323,35 @@ def test_files_that_are_imported_again_mend_their_old_snapshots(
     with Store.open(path) as store:
         SnapshotCatalog(store).remove(["again"])
     assert contents(path) == {"first": before}
+
+
+@pytest.mark.parametrize("kind", [RecordKind.CHUNK, RecordKind.RECIPE_PAGE, RecordKind.TREE])
+def test_one_run_mends_what_was_imported_again_also_where_only_the_new_index_tells_of_it(
+    filled: Store, source: Path, kind: RecordKind
+) -> None:
+    """A rebuild takes over what lies in a sealed pack without reading it."""
+    path = filled.path
+    before = read_back(filled, "first")
+    broken = any_row(filled, kind)
+    for number in range(4):
+        (source / f"filling {number}").write_bytes(noise(("filling", number), 30_000))
+    import_directory(filled, source, "filling")
+    with filled.reading() as txn:
+        found = txn.get(Table.PACKS, encode_pack_key(broken.location.pack))
+    assert found is not None
+    assert decode_pack_row(found).sealed
+    damage(filled, broken)
+    filled.close()
+    with Store.open(path) as store:
+        import_directory(store, source, "again")
+    lose_index(path)
+    report = in_order(path)
+    assert [done for done in report.done if broken.record_id.hex() in done]
+    with Store.open(path) as store:
+        SnapshotCatalog(store).remove(["filling", "again"])
+        collect(store)
+        assert read_back(store, "first") == before
+        assert check(store).ok
 
 
 @pytest.mark.parametrize("kind", [RecordKind.TREE, RecordKind.RECIPE, RecordKind.RECIPE_PAGE])
