@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from dedupfs.errors import (
     InvalidError,
     IsADirectoryNameError,
+    MissingRecordError,
     NamespaceError,
     ReadOnlyError,
     StaleError,
@@ -102,7 +103,7 @@ class HandleTable:
                     self._listings[was.handle] = _Listing(self._state.directory(was.inode))
                     continue
                 file = self._state.open_file(was.inode)
-            except NamespaceError as exc:
+            except (NamespaceError, MissingRecordError) as exc:
                 log.warning("open file cannot be found again inode=%d: %s", was.inode, exc)
                 continue
             self._files[was.handle] = file

@@ -12,7 +12,8 @@ Everything is little-endian:
     3072  u64 how many requests were ever noted as done and not answered by the daemon that did
           them, then the numbers (u64) that the kernel gave the last of them: 64 places, in turn
     4096  slots of 32 bytes: u64 inode, i64 mtime in ns (0: none), u32 flags, u32 0,
-          u64 handle (0: the slot is free)
+          u64 handle (0: the slot is free), for a million handles
+    then  of each snapshot that was entered: u32 length (0: no more), then so many bytes
 
 A handle is ``serial << 20 | slot``: never given twice, so closing one twice is seen. What makes a
 slot or the request valid is written last: a process may be killed between any two stores.
@@ -43,7 +44,9 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _I64 = struct.Struct("<q")
 _SLOT_BYTES = _SLOT.size + _U64.size
-_BYTES = _SLOTS_OFFSET + _SLOTS_MAX * _SLOT_BYTES
+_ENTERED_OFFSET = _SLOTS_OFFSET + _SLOTS_MAX * _SLOT_BYTES
+_ENTERED_BYTES_MAX = 16 << 20
+_BYTES = _ENTERED_OFFSET + _ENTERED_BYTES_MAX
 
 DIRECTORY = 1
 """The handle is a directory's."""
@@ -81,6 +84,7 @@ class Ledger:
         self._handles_max = handles_max
         if fd is None:
             fd = os.memfd_create("dedupfs-ledger")
+        if os.fstat(fd).st_size < _BYTES:  # a new one, or of a program that noted no snapshots
             os.ftruncate(fd, _BYTES)
         self.fd = fd
         self._memory = mmap.mmap(fd, _BYTES)
@@ -88,6 +92,9 @@ class Ledger:
         self._serial = max(int(serial), 1)
         taken = {entry.handle & (_SLOTS_MAX - 1) for entry in self.open_handles()}
         self._free = [slot for slot in range(self._slots_used) if slot not in taken]
+        self._entered_stop = _ENTERED_OFFSET
+        for snapshot in self.entered():
+            self._entered_stop += _U32.size + len(snapshot)
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -194,6 +201,31 @@ class Ledger:
             _U64.unpack_from(self._memory, _DONE_OFFSET + _U64.size * (1 + place))[0]
             for place in kept
         }
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def note_entered(self, snapshot: bytes) -> None:
+        """Keep what a next daemon has to know of a snapshot that was entered.
+
+        Where there is no room for it, that daemon does not find it once it is removed.
+        """
+        offset = self._entered_stop
+        start = offset + _U32.size
+        stop = start + len(snapshot)
+        if stop + _U32.size > _BYTES:
+            return
+        # With the end of it all behind it: one that was cut short may have left more bytes.
+        self._memory[start : stop + _U32.size] = snapshot + bytes(_U32.size)
+        _U32.pack_into(self._memory, offset, len(snapshot))
+        self._entered_stop = stop
+
+    def entered(self) -> Iterator[bytes]:
+        """Yield what was noted of each snapshot."""
+        offset = _ENTERED_OFFSET
+        while length := _U32.unpack_from(self._memory, offset)[0]:
+            start = offset + _U32.size
+            offset = start + length
+            yield bytes(self._memory[start:offset])
 
     # --- the connection --------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ class Requests:
 
     def __init__(self, state: ViewState, ledger: Ledger, quota: Quota, *, read_only: bool) -> None:
         self._state = state
+        state.entered.keep_in(ledger)
         self._handles = HandleTable(state, ledger, read_only=read_only)
         self.ledger = ledger
         self.quota = quota

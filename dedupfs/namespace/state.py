@@ -18,6 +18,7 @@ from dedupfs.namespace.directory import (
     Directory,
     keeps_links,
 )
+from dedupfs.namespace.entered import EnteredSnapshots
 from dedupfs.namespace.inodes import (
     LINKS_SLOT,
     ROOT_INODE,
@@ -77,6 +78,7 @@ class ViewState:
         regular files are in ``files``, as orphans."""
         self.uncapped: int | None = None
         """The inode whose capability was removed by the request before this one."""
+        self.entered = EnteredSnapshots()
         self.leased: set[RecordId] = set()
         self.held_back: set[RecordId] = set()
         """Trees that ``hold`` has pinned since the last fold: of one of them come many clones."""
@@ -144,6 +146,8 @@ class ViewState:
             raise StaleError(f"inode {inode} is its own home")
         holder = self.directories.get(number) or self._find_directory(number)
         entry = holder.links_entry() if slot == LINKS_SLOT else holder.by_slot(slot)
+        if entry is None and isinstance(holder, CatalogDirectory) and not holder.stands_in(slot):
+            entry = self.entered.find(slot)  # a snapshot that another process has removed
         if entry is None:
             raise StaleError(f"inode {inode} is gone")
         return holder, entry
@@ -176,6 +180,7 @@ class ViewState:
         from_catalog = isinstance(parent, CatalogDirectory)
         if from_catalog and entry.slot < CATALOG_SLOTS_START:
             self.lease(entry)
+            self.entered.add(entry)
         made = Directory(
             self.trees,
             number,

@@ -80,6 +80,56 @@ def test_requests_that_were_done_are_told_to_every_successor() -> None:
     ledger.close()
 
 
+def test_snapshots_that_were_entered_are_told_to_every_successor() -> None:
+    ledger = Ledger()
+    assert list(ledger.entered()) == []
+    ledger.note_entered(b"one" * 100)
+    after = successor(ledger)
+    after.note_entered(b"other")
+    last = successor(after)
+    assert list(last.entered()) == [b"one" * 100, b"other"]
+    handle = last.open(7, 0)
+    last.close_handle(handle)
+    assert list(ledger.entered()) == [b"one" * 100, b"other"]
+    for each in (ledger, after, last):
+        each.close()
+
+
+def test_a_note_of_a_snapshot_that_was_cut_short_is_none() -> None:
+    ledger = Ledger()
+    ledger.note_entered(b"one")
+    was = os.lseek(ledger.fd, 0, os.SEEK_END) - (16 << 20)
+    ledger.note_entered(b"\xff" * 100)
+    os.pwrite(ledger.fd, bytes(4), was + 7)  # its length is written last
+    after = successor(ledger)
+    assert list(after.entered()) == [b"one"]
+    after.note_entered(b"short")
+    assert list(successor(after).entered()) == [b"one", b"short"]
+    ledger.close()
+    after.close()
+
+
+def test_what_has_no_room_among_the_snapshots_is_left_out() -> None:
+    ledger = Ledger()
+    ledger.note_entered(bytes(16 << 20))
+    assert list(successor(ledger).entered()) == []
+    ledger.note_entered(b"one")
+    assert list(successor(ledger).entered()) == [b"one"]
+    ledger.close()
+
+
+def test_a_ledger_of_a_program_that_noted_no_snapshots_is_gone_on_with() -> None:
+    ledger = Ledger()
+    handle = ledger.open(7, 0)
+    os.ftruncate(ledger.fd, os.fstat(ledger.fd).st_size - (16 << 20))
+    after = successor(ledger)
+    assert [found.handle for found in after.open_handles()] == [handle]
+    after.note_entered(b"one")
+    assert list(successor(after).entered()) == [b"one"]
+    ledger.close()
+    after.close()
+
+
 def test_the_kernels_init_is_kept() -> None:
     ledger = Ledger()
     assert ledger.init_request == b""

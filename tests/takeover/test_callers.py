@@ -235,6 +235,7 @@ def test_numbers_stay_what_they_are(mount: Mount, tmp_path: Path, options: tuple
         Supervised.command("rm", mounted.store, "one")
         Supervised.command("gc", mounted.store)
         mounted.kill_daemon()
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that the new daemon is asked
         assert os.pread(fd, 10, 0) == b"3"
 
 
