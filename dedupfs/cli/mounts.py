@@ -138,6 +138,7 @@ def serve(
         from dedupfs.cli import upgrade
         from dedupfs.fuse import server, session, supervisor
         from dedupfs.fuse.notifying import ServiceManager
+        from dedupfs.store.layout import require_reachable
     except ImportError as exc:
         raise MountError(
             f"mounting needs pyfuse3 and trio: pip install 'dedupfs[fuse]' ({exc})"
@@ -166,6 +167,7 @@ def serve(
         os.chdir("/")  # a working directory below the mount would wait for ourselves
         background.log_to_stderr(log_format)
     mountpoint = session.prepare_mountpoint(mountpoint, store_path)
+    require_reachable(store_path)
     if create and not read_only and snapshot is None:
         server.ensure_store(store_path)
     if not foreground and store_path.is_dir():

@@ -133,6 +133,9 @@ def run(
 
 
 def _mountpoint(store: Path, at: Path | None) -> Path:
+    from dedupfs.store.layout import require_reachable
+
+    require_reachable(store)
     if not (store / "dedupfs.json").is_file():
         raise UsageError(f"{store} is not a store: there is no dedupfs.json")
     if at is None:

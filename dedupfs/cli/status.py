@@ -6,8 +6,7 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import JSON, STORES
-from dedupfs.cli.watching import Mounted, State, find_mounted, user_name
-from dedupfs.errors import UsageError
+from dedupfs.cli.watching import Mounted, State, find_mounted, require_directories, user_name
 
 _HEAD = ("MOUNTED ON", "STORE", "VIEW", "USER", "SINCE", "PID", "STATE")
 _TO_MEND = (State.DEAD, State.SILENT)
@@ -30,9 +29,7 @@ def status(ctx: click.Context, stores: tuple[Path, ...], as_json: bool) -> None:
       dedupfs status
       dedupfs status store/ --json
     """
-    for store in stores:
-        if not store.is_dir():
-            raise UsageError(f"{store} is not a store")
+    require_directories(stores)
     found = find_mounted(stores)
     if as_json:
         output.print_json([_json(mounted) for mounted in found])

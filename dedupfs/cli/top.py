@@ -17,7 +17,7 @@ import click
 
 from dedupfs.cli import output
 from dedupfs.cli.arguments import STORES
-from dedupfs.cli.watching import mounted_stores
+from dedupfs.cli.watching import mounted_stores, require_directories
 from dedupfs.errors import DedupfsError, StoreError, UsageError
 from dedupfs.namespace import live
 
@@ -79,9 +79,7 @@ def top(stores: tuple[Path, ...], interval: float, once: bool, as_json: bool) ->
     """
     if not INTERVAL_S_MIN <= interval <= INTERVAL_S_MAX:
         raise UsageError(f"--interval is {INTERVAL_S_MIN} to {INTERVAL_S_MAX:.0f} seconds")
-    for store in stores:
-        if not store.is_dir():
-            raise UsageError(f"{store} is not a store")
+    require_directories(stores)
     documents = _documents(stores, interval)
     if once:
         documents = itertools.islice(documents, 1)

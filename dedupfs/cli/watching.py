@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dedupfs.errors import DedupfsError, StoreBusyError
+from dedupfs.errors import DedupfsError, StoreBusyError, StoreError, UsageError
 from dedupfs.fuse import mountpoints
 from dedupfs.namespace import live
 
@@ -84,6 +84,21 @@ def mounted_stores() -> list[Path]:
 
 def _may_ask(store: Path) -> bool:
     return os.access(store / live.RUN_DIRECTORY, os.R_OK | os.X_OK)
+
+
+def require_directories(stores: Iterable[Path]) -> None:
+    """Refuse what no store can be.
+
+    Raises:
+        UsageError: it is no directory. StoreError: it cannot be looked at.
+    """
+    for store in stores:
+        try:
+            found = store.is_dir()
+        except OSError as exc:
+            raise StoreError(f"cannot look at {store}: {exc.strerror}") from exc
+        if not found:
+            raise UsageError(f"{store} is not a store")
 
 
 def find_mounted(stores: Iterable[Path]) -> list[Mounted]:

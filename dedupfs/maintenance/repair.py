@@ -33,7 +33,7 @@ from dedupfs.maintenance.reindex import (
 from dedupfs.model import RecordId, StoreConfig
 from dedupfs.store import Disk, RealDisk, Store, Table
 from dedupfs.store.db import Database
-from dedupfs.store.layout import Layout, read_config, require_own, write_config
+from dedupfs.store.layout import Layout, read_config, require_reachable, write_config
 from dedupfs.store.settings import save_config, saved_config
 from dedupfs.store.space import release_dead_owners
 
@@ -117,7 +117,7 @@ class _Repair:
         self._report = RepairReport()
 
     def run(self) -> RepairReport:
-        require_own(self._layout.root)
+        require_reachable(self._layout.root)
         if not self._layout.config.exists() and not self._layout.packs.is_dir():
             read_config(self._layout, self._disk)  # says that this is no store
         self._disk.mkdir(self._layout.run)

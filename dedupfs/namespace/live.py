@@ -291,7 +291,7 @@ def daemons(store_path: Path) -> Iterator[Daemon]:
     """Find the live daemons of a store; sockets that a dead one left are passed over.
 
     Raises:
-        StoreBusyError: one does not answer.
+        StoreBusyError: one does not answer. StoreError: nobody may look for them.
     """
     for path in _sockets(store_path):
         found = _daemon_at_socket(path)
@@ -300,7 +300,10 @@ def daemons(store_path: Path) -> Iterator[Daemon]:
 
 
 def _sockets(store_path: Path) -> list[Path]:
-    return sorted((store_path / RUN_DIRECTORY).glob(f"*{SOCKET_SUFFIX}"))
+    try:
+        return sorted((store_path / RUN_DIRECTORY).glob(f"*{SOCKET_SUFFIX}"))
+    except PermissionError as exc:
+        raise StoreError(f"cannot look into {store_path}: {exc.strerror}") from exc
 
 
 def _daemon_at_socket(path: Path) -> Daemon | None:

@@ -110,6 +110,21 @@ def require_own(root: Path) -> int:
     return status.st_mode
 
 
+def require_reachable(root: Path) -> None:
+    """Refuse what ``Store.open`` would, for whose it is; what is not there may be made.
+
+    Raises:
+        UsageError: it belongs to somebody else. StoreError: it cannot be looked into.
+    """
+    require_own(root)
+    try:
+        os.stat(root / CONFIG_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as exc:
+        raise StoreError(f"cannot look into {root}: {exc.strerror}") from exc
+
+
 def make_config(
     *,
     chunk_bytes_average: int,

@@ -155,3 +155,52 @@ def test_a_store_that_others_can_write_to_is_warned_of(tmp_path: Path) -> None:
     store.chmod(0o700)
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stderr == ""
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.program("setpriv")
+@pytest.mark.parametrize("shut", ["home", "home/store"])
+def test_what_root_may_not_look_into_is_no_bug(tmp_path: Path, run: Run, shut: str) -> None:
+    """As in the sandbox of a unit: without the capability to open what is another user's."""
+    store, path, source = tmp_path / "home/store", tmp_path / "mnt", tmp_path / "source"
+    for directory in (store.parent, path, source):
+        directory.mkdir()
+    run("init", store)
+    run("import", store, source, "one")
+    os.chown(store, OTHER, OTHER)
+    store.chmod(0o755)
+    (tmp_path / shut).chmod(0o700)
+    os.chown(tmp_path / shut, OTHER, OTHER)
+    commands: list[list[object]] = [
+        ["mount", store, path],
+        ["run", store, "one", "--", "true"],
+        ["check", "--repair", store],
+        ["commit", store, "two"],
+        ["status", store],
+        ["top", "--once", store],
+        ["gc", store],
+    ]
+    arguments = [[str(word) for word in command] for command in commands]
+    code = f"from dedupfs.cli import main; print([main(words) for words in {arguments!r}])"
+    without = "-dac_override,-dac_read_search"
+    as_in_a_unit = ["setpriv", f"--inh-caps={without}", f"--bounding-set={without}"]
+    done = subprocess.run(
+        [*as_in_a_unit, sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands), done.stderr
+    assert not [line for line in lines if " bug" in line]
+    codes = [3 if " look " in line or "cannot open " in line else 2 for line in lines]
+    assert done.stdout.splitlines()[-1] == str(codes), done.stderr
+    told = [line for line in lines if f"belongs to user {OTHER}" in line]
+    assert len(told) == (0 if shut == "home" else 4)
+    os.chown(store, 0, 0)
+    store.parent.chmod(0o755)
+    os.chown(store.parent, 0, 0)
+    run("check", store)
