@@ -21,7 +21,9 @@ from dedupfs.model import Extent, RecordId, RecordKind
 from dedupfs.recipe import append_extent, hole_extents
 from dedupfs.store import Store
 from dedupfs.store.cutter import Cut, Cutter, Foresight
+from dedupfs.store.disk import File
 from dedupfs.store.match import match_chunks
+from dedupfs.store.owner import close_lock, noted
 from dedupfs.transfer.extents import clone
 from dedupfs.transfer.leases import Lease
 from dedupfs.transfer.reader import (
@@ -141,19 +143,19 @@ def adopt_link(
 def _temporary(path: Path, make: Callable[[], int]) -> Iterator[int]:
     """Have a name in the store, locked so that gc sees who made it, as long as it is needed."""
     try:
-        fd = make()
+        file = noted(lambda: File(make(), path))
     except OSError as exc:
         if exc.errno in _NOT_HERE:
             raise CannotAdoptError from exc
         raise _translated(path, exc) from exc
     try:
         with _disk_errors(path):
-            flock(fd, LOCK_EX | LOCK_NB)
-        yield fd
+            flock(file.fd, LOCK_EX | LOCK_NB)
+        yield file.fd
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
-        os.close(fd)
+        close_lock(file)
 
 
 def _adopt(

@@ -21,7 +21,7 @@ from dedupfs.store.codec import Encoder
 from dedupfs.store.cutter import Cut
 from dedupfs.store.disk import File
 from dedupfs.store.match import match_chunks
-from dedupfs.store.owner import close_lock, noted
+from dedupfs.store.owner import close_lock, noted, open_lock
 from dedupfs.store.syscalls import uncached_flags
 from dedupfs.transfer.reader import Block
 
@@ -288,11 +288,11 @@ def temporary_path(store: Store) -> Path:
 def remove_stale_files(store: Store) -> None:
     """Remove the temporary files of imports that died: nobody holds their lock any more."""
     for path in (store.path / "run").glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError):
+        with suppress(OSError, StoreError):
             # Not for writing: it may be a file that somebody is just adopting.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = open_lock(store.disk, path)
             try:
-                flock(fd, LOCK_EX | LOCK_NB)
+                flock(file.fd, LOCK_EX | LOCK_NB)
                 path.unlink()
             finally:
-                os.close(fd)
+                close_lock(file)
