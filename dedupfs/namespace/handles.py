@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dedupfs.errors import (
+    CorruptError,
     InvalidError,
     IsADirectoryNameError,
     MissingRecordError,
@@ -95,7 +96,11 @@ class HandleTable:
         return {"open_files": len(self._files), "open_directories": len(self._listings)}
 
     def restore(self) -> None:
-        """Open again what the ledger has open: this daemon goes on where another one died."""
+        """Open again what the ledger has open: this daemon goes on where another one died.
+
+        What cannot be found again, as below a damaged directory, is stale: it must not keep the
+        daemon, and every one behind it, from serving the rest.
+        """
         mtimes_ns: dict[int, int] = {}
         for was in list(self._ledger.open_handles()):
             try:
@@ -103,7 +108,7 @@ class HandleTable:
                     self._listings[was.handle] = _Listing(self._state.directory(was.inode))
                     continue
                 file = self._state.open_file(was.inode)
-            except (NamespaceError, MissingRecordError) as exc:
+            except (NamespaceError, MissingRecordError, CorruptError) as exc:
                 log.warning("open file cannot be found again inode=%d: %s", was.inode, exc)
                 continue
             self._files[was.handle] = file

@@ -7,14 +7,16 @@ the commands are run that somebody would try, and those that their messages name
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from dedupfs.errors import CorruptError
+from dedupfs.errors import CorruptError, StaleError
 from dedupfs.format.tree import decode_view_root
 from dedupfs.maintenance.check import check
 from dedupfs.model import RecordId, RecordKind
+from dedupfs.namespace.handover import Handover
 from dedupfs.namespace.journal import journal_path
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.trees import TreeReader, tree_id_of
@@ -201,3 +203,32 @@ def test_a_view_whose_journal_begins_with_damage_comes_back_as_of_its_last_fold(
     assert "view all is as of its last fold" in repaired.out.decode()
     assert "own" in done(run("view", "diff", path, "all"))
     done(run("check", path))
+
+
+@pytest.mark.allow_log("open file cannot be found again")
+def test_what_is_open_below_a_damaged_directory_does_not_cost_a_mount_its_next_daemon(
+    path: Path,
+) -> None:
+    with Store.open(path) as store:
+        view = View.bring_back(store, "over")
+        own = view.open(view.lookup(1, b"own").inode, os.O_RDONLY)
+        made = view.lookup(1, b"made").inode
+        inner = view.open(view.lookup(made, b"inner").inode, os.O_RDONLY)
+        listing = view.opendir(made)
+        _root_id, tree_id = root_of(store, "over")
+        spoil(store, directory_of(store, tree_id, b"made"))
+        handover = view.handover()
+        fds = {name: os.dup(fd) for name, fd in handover.fds.items()}
+        view._opened.release()
+    with Store.open(path) as store:  # another one: the first has seen that record sound
+        view = View.take_over(
+            store, Handover(handover.view, handover.root, handover.owner, fds), ""
+        )
+        assert view.plan_read(own, 0, len(OWN)).run() == OWN
+        with pytest.raises(StaleError):
+            view.plan_read(inner, 0, 5)
+        again = view.create(1, b"new", 0o644, ROOT)[0]
+        for handle in (own, inner, again):
+            view.release(handle)
+        view.releasedir(listing)
+        view.close()
