@@ -17,7 +17,7 @@ from dedupfs.store.db import Database, Table
 from dedupfs.store.disk import Disk, File
 from dedupfs.store.layout import Layout
 from dedupfs.store.lookup import Lookup
-from dedupfs.store.openpack import PACK_COUNTER, older_index
+from dedupfs.store.openpack import PACK_COUNTER, is_committed, older_index
 from dedupfs.store.owner import Owner
 from dedupfs.store.packs import PackFiles
 from dedupfs.store.pending import Pending
@@ -101,10 +101,18 @@ class VerbatimMaker:
         return sorted(listed.values(), key=lambda chunk: chunk.file_offset)
 
     def _reserve_pack(self) -> int:
-        """Take a pack number; until the pack has a row, the owner is noted as making it."""
+        """Take a pack number; until the pack has a row, the owner is noted as making it.
+
+        Not that of a record pack which was made in a transaction that a crash took back: a rebuild
+        could not tell which of the two files the number means. gc removes that one.
+        """
         with self.db.writing() as own:
             txn = Transaction(own)
             pack = txn.next_number(PACK_COUNTER)
+            while self.disk.link_count(other := self.layout.pack(pack, PackKind.RECORDS)):
+                if is_committed(other):
+                    raise older_index(other)
+                pack = txn.next_number(PACK_COUNTER)
             txn.put(Table.META, META_MAKING + encode_pack_key(pack), self.owner.name)
         return pack
 

@@ -21,11 +21,12 @@ from dedupfs.maintenance import reindex as reindex_module
 from dedupfs.maintenance.check import CheckReport, check
 from dedupfs.maintenance.gc import collect
 from dedupfs.maintenance.reindex import ReindexReport, reindex
-from dedupfs.model import Extent, RecordKind
+from dedupfs.model import Extent, PackKind, RecordKind
 from dedupfs.namespace.rows import decode_snapshot_row
 from dedupfs.namespace.snapshots import SnapshotCatalog
 from dedupfs.namespace.views import lock_view
 from dedupfs.store import RealDisk, Store, Table
+from dedupfs.store.inventory import indexed_packs
 from tests.maintenance.samples import (
     SMALL,
     contents,
@@ -317,3 +318,24 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dedupfs.json").write_text("nonsense")
     with pytest.raises(CorruptError):
         reindex(tmp_path)
+
+
+def test_a_verbatim_pack_does_not_share_its_number_with_what_a_crash_left_of_a_record_pack(
+    filled: Store, source: Path
+) -> None:
+    """Whoever made that died within the transaction that took the number."""
+    with filled.reading() as txn:
+        last = max(number for number, _ in indexed_packs(txn))
+    left = filled.layout.pack(last + 1, PackKind.RECORDS)
+    left.write_bytes(b"")
+    (source / "new").write_bytes(noise("new", 60_000))
+    import_directory(filled, source, "second")
+    assert not filled.layout.pack(last + 1, PackKind.VERBATIM).exists()
+    before = read_back(filled, "second")
+    path = filled.path
+    filled.close()
+    lose_index(path)
+    assert reindex(path).ok
+    with Store.open(path) as store:
+        assert read_back(store, "second") == before
+        assert check(store).ok
